@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+READY := $(VENV)/.ready
+
+$(READY): requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
+	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(READY)
+
+.PHONY: demo test check bench lock clean help
+
+demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
+	$(RUN) stream demo
+
+test: check  ## check, then everything on a real Kafka and a real Redis
+	$(RUN) pytest tests/integration
+
+check: $(READY)  ## lint, types, import directions, unit and contract tests, examples in docs; no server
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) importlinter.cli
+	$(RUN) pytest --ignore=tests/integration
+
+bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
+	$(RUN) benchmarks.worker
+
+lock: $(READY)  ## write requirements-dev.lock anew from pyproject.toml
+	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --group dev --all-extras --no-emit-package driftline --output-file requirements-dev.lock pyproject.toml
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10

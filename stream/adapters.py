@@ -1,0 +1,181 @@
+"""Files of events for `driftline replay`: Segment JSON Lines as they are, CSV by its column names.
+
+A CSV row is one event or one line of an order; consecutive lines of one order are put together. Columns are known by
+the names in `COLUMNS`, without regard to case, blanks and underscores. A row without an event column is a purchase.
+"""
+
+import csv
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stream.errors import InvalidEvent, SettingsError
+from stream.events import EventRules, Record, decode
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "userId": ("userid", "customerid", "customer", "householdid", "visitorid", "clientid", "memberid"),
+    "anonymousId": ("anonymousid", "cookieid", "deviceid"),
+    "timestamp": (
+        *("timestamp", "eventtime", "time", "date", "datetime", "invoicedate", "orderdate", "transactiontimestamp"),
+        "purchasedate",
+    ),
+        "timestamp",
+        "eventtime",
+        "time",
+        "date",
+        "datetime",
+        "invoicedate",
+        "orderdate",
+        "transactiontimestamp",
+        "purchasedate",
+    ),  # fmt: skip
+    "event": ("event", "eventtype", "eventname", "action"),
+    "messageId": ("messageid", "eventid"),
+    "order_id": ("orderid", "basketid", "invoiceno", "invoice", "invoicenumber", "transactionid", "receiptid"),
+    "revenue": ("revenue", "amount", "total", "salesvalue", "value", "spend", "sales"),
+    "price": ("price", "unitprice"),
+    "quantity": ("quantity", "qty", "items", "cds"),
+    "product_id": ("productid", "itemid", "sku", "stockcode"),
+    "category": ("category", "categorycode", "department", "productcategory"),
+    "currency": ("currency",),
+}
+"""Names under which a CSV's columns are recognised."""
+
+EVENTS = {
+    "view": "Product Viewed",
+    "page_view": "Product Viewed",
+    "click": "Product Viewed",
+    "search": "Products Searched",
+    "cart": "Product Added",
+    "addtocart": "Product Added",
+    "add_to_cart": "Product Added",
+    "remove_from_cart": "Product Removed",
+    "checkout": "Checkout Started",
+    "purchase": "Order Completed",
+    "transaction": "Order Completed",
+    "order": "Order Completed",
+    "refund": "Order Refunded",
+}
+"""Event names of public logs, in Segment's words; others are kept as they are."""
+
+ORDERS = ("Order Completed", "Order Refunded")
+
+
+def records(path: Path, topic: str) -> Iterator[Record]:
+    """The events of a file as Kafka records, in the file's order.
+
+    A file has no broker: a record's timestamp is its event's time, or the time reached so far where the event has
+    none, or one that lies in the future of this machine.
+
+    Raises:
+        SettingsError: the file cannot be read, or a CSV names neither a customer nor a time.
+    """
+    rules = EventRules("USD", max_ahead_ms=2**62)
+    now_ms, reached_ms = round(time.time() * 1000), 0
+    for value in _values(path):
+        record = Record(topic, 0, 0, reached_ms, None, value)
+        try:
+            time_ms = decode(record, rules).time_ms
+        except InvalidEvent:
+            time_ms = reached_ms
+        if time_ms <= now_ms:
+            reached_ms = max(reached_ms, time_ms)
+        yield record._replace(timestamp_ms=max(reached_ms, 1))
+
+
+def _values(path: Path) -> Iterator[bytes]:
+    try:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            yield from _csv(path)
+        else:
+            with path.open("rb") as lines:
+                yield from (line for line in map(bytes.strip, lines) if line)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _csv(path: Path) -> Iterator[bytes]:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
+        rows = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        header = next(rows, [])
+        places = _places(path, header)
+        order: dict[str, Any] | None = None
+        for number, row in enumerate(rows, 2):
+            cells = {
+                name: row[place].strip() for name, place in places.items() if place < len(row) and row[place].strip()
+            }
+            event = _event(cells, f"{path.name}:{number}")
+            if order is not None and _same_order(order, event):
+                _join(order, event)
+                continue
+            if order is not None:
+                yield orjson.dumps(order)
+            order = event if event["event"] in ORDERS else None
+            if order is None:
+                yield orjson.dumps(event)
+        if order is not None:
+            yield orjson.dumps(order)
+
+
+def _places(path: Path, header: list[str]) -> dict[str, int]:
+    plain = ["".join(character for character in name.lower() if character.isalnum()) for name in header]
+    places = {}
+    for field, names in COLUMNS.items():
+        found = [plain.index(name) for name in names if name in plain]
+        if found:
+            places[field] = found[0]
+    if "timestamp" not in places or not ("userId" in places or "anonymousId" in places):
+        raise SettingsError(
+            f"{path}: its columns are {', '.join(header) or 'none'}; a customer column "
+            f"({', '.join(COLUMNS['userId'][:4])}, …) and a time column ({', '.join(COLUMNS['timestamp'][:4])}, …) are needed. Rename them in the first line"
+        )
+    return places
+
+
+def _event(cells: Mapping[str, str], message_id: str) -> dict[str, Any]:
+    name = cells.get("event", "order")
+    name = EVENTS.get(name.lower(), name)
+    product = {key: cells[key] for key in ("product_id", "category", "price", "quantity") if key in cells}
+    properties: dict[str, Any] = {key: cells[key] for key in ("order_id", "currency") if key in cells}
+    if name in ORDERS:
+        if "revenue" in cells:
+            properties["revenue"] = _number(cells["revenue"])
+        properties["products"] = [product]
+    else:
+        properties |= product
+    return {
+        "type": "track",
+        "event": name,
+        "messageId": cells.get("messageId", message_id),
+        **{key: cells[key] for key in ("userId", "anonymousId") if key in cells},
+        "timestamp": cells.get("timestamp"),
+        "properties": properties,
+    }
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # decoding says what is wrong with it
+
+
+def _same_order(order: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
+    same = ("event", "userId", "anonymousId")
+    order_id = order["properties"].get("order_id")
+    return (
+        order_id is not None
+        and order_id == line["properties"].get("order_id")
+        and all(order.get(key) == line.get(key) for key in same)
+    )
+
+
+def _join(order: dict[str, Any], line: Mapping[str, Any]) -> None:
+    """Put a further line of an order into it."""
+    into, properties = order["properties"], line["properties"]
+    into["products"] += properties["products"]
+    if isinstance(into.get("revenue"), float) and isinstance(properties.get("revenue"), float):
+        into["revenue"] = round(into["revenue"] + properties["revenue"], 6)

@@ -1,0 +1,50 @@
+"""The command `driftline`. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 = done, 1 = failed, 2 = wrong usage or settings.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stream.cli import logs
+from stream.errors import DriftlineError, SettingsError
+from stream.settings import Settings, load
+
+COMMANDS = ("demo", "replay")
+"""Each is a module of this package with `add(parser)` and `main(arguments, settings) -> int`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser("driftline", description="Streaming customer intelligence on Kafka.")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings in TOML; any key also as DRIFTLINE_SECTION__KEY"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"stream.cli.{name}")
+        module.add(
+            commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0], description=module.__doc__)
+        )
+    parsed = parser.parse_args(arguments)
+    try:
+        settings: Settings = load(parsed.config)
+        logs.configure(settings.log)
+        code: int = importlib.import_module(f"stream.cli.{parsed.command}").main(parsed, settings)
+        return code
+    except SettingsError as error:
+        print(f"driftline: {error}", file=sys.stderr)
+        return 2
+    except DriftlineError as error:
+        print(f"driftline: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python would complain again while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,346 @@
+"""From a Kafka record to a typed, frozen event.
+
+The wire form is Segment-spec JSON (https://segment.com/docs/connections/spec/ecommerce/v2/), which RudderStack and
+Jitsu send as well. Names of version 1 (`Viewed Product`, `orderId`) are accepted as aliases. Fields this module does
+not name are left alone.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import orjson
+
+from stream.errors import InvalidEvent
+
+REASONS: Mapping[str, str] = {
+    "empty": "the record has no value",
+    "undecodable": "the value is not JSON in UTF-8",
+    "not_an_object": "the value is JSON, but not an object",
+    "no_customer": "neither userId nor anonymousId",
+    "invalid_field": "a field has the wrong type, is too long or holds control characters",
+    "invalid_time": "a timestamp that is no time, or one before 1990",
+    "invalid_amount": "an order's or refund's amount that is negative, not finite or out of range",
+    "misplaced": "the record lies in a partition that its customer id does not belong to",
+}
+"""Every reason a record may become a dead letter for: the value of the header `driftline-reason`."""
+
+MAX_ID_CHARS = 200
+MAX_NAME_CHARS = 200
+MAX_PRODUCTS = 1_000
+MAX_MINOR = 10**15
+EARLIEST_MS = 631_152_000_000  # 1990-01-01: earlier times are unset clocks, not shops
+
+
+class Record(NamedTuple):
+    """One Kafka record as it came, never changed. `timestamp_ms` is the broker's or the producer's, epoch ms."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Kind(IntEnum):
+    """What a customer did. The numbers are stored in the journal: never renumber."""
+
+    VIEW = 0
+    SEARCH = 1
+    CART_ADD = 2
+    CART_REMOVE = 3
+    CHECKOUT = 4
+    ORDER = 5
+    REFUND = 6
+    OTHER = 7
+
+
+KINDS: Mapping[str, Kind] = {
+    "Product Viewed": Kind.VIEW,
+    "Viewed Product": Kind.VIEW,
+    "Product Clicked": Kind.VIEW,
+    "Product List Viewed": Kind.VIEW,
+    "Viewed Product Category": Kind.VIEW,
+    "Products Searched": Kind.SEARCH,
+    "Product Added": Kind.CART_ADD,
+    "Added Product": Kind.CART_ADD,
+    "Product Removed": Kind.CART_REMOVE,
+    "Removed Product": Kind.CART_REMOVE,
+    "Checkout Started": Kind.CHECKOUT,
+    "Checkout Step Viewed": Kind.CHECKOUT,
+    "Checkout Step Completed": Kind.CHECKOUT,
+    "Payment Info Entered": Kind.CHECKOUT,
+    "Order Completed": Kind.ORDER,
+    "Completed Order": Kind.ORDER,
+    "Order Refunded": Kind.REFUND,
+}
+"""Segment's e-commerce names, versions 2 and 1. Any other name is `Kind.OTHER` and keeps its name."""
+
+
+class Event(NamedTuple):
+    """One accepted act of one customer.
+
+    `time_ms` is when it happened (epoch ms, skew corrected, never far ahead of the broker's clock);
+    `message_hash` and `order_hash` are fingerprints of the ids, 0 where the event carries none;
+    `amount_minor` is int64 minor units of the application's currency, None where the event carries no usable amount;
+    `items` is the number of pieces; `categories` are the products' categories, as sent.
+    """
+
+    kind: Kind
+    name: str
+    customer: str
+    anonymous: bool
+    message_id: str | None
+    message_hash: int
+    time_ms: int
+    clamped: bool
+    order_hash: int
+    amount_minor: int | None
+    items: int
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EventRules:
+    """What decoding depends on besides the record.
+
+    >>> EventRules("USD", {"EUR": 1.08}).minor(10, "EUR")
+    1080
+    >>> EventRules("JPY").minor(1200, None)
+    1200
+    >>> EventRules("USD").minor(10, "EUR") is None
+    True
+    """
+
+    currency: str
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """One unit of each other currency in units of `currency`; amounts in a currency not named here count as missing."""
+    max_ahead_ms: int = 300_000
+    """An event time further ahead of the record's timestamp than this is clamped to that timestamp."""
+
+    def minor(self, amount: float, currency: str | None) -> int | None:
+        """`amount` in minor units of the application's currency; None where no rate is known."""
+        if currency is not None and currency != self.currency:
+            rate = self.rates.get(currency)
+            if rate is None:
+                return None
+            amount *= rate
+        return round(amount * float(10 ** minor_digits(self.currency)))
+
+
+def minor_digits(currency: str) -> int:
+    """Decimal places of a currency (ISO 4217).
+
+    >>> minor_digits("USD"), minor_digits("JPY"), minor_digits("BHD")
+    (2, 0, 3)
+    """
+    if currency in {"BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF"}:
+        return 0
+    if currency in {"XOF", "XPF"}:
+        return 0
+    return 3 if currency in {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"} else 2
+
+
+def decode(record: Record, rules: EventRules) -> Event:
+    """The event in a record.
+
+    Raises:
+        InvalidEvent: the record cannot be used; `reason` and `detail` go into the dead letter's headers.
+    """
+    if record.value is None:
+        raise InvalidEvent("empty", "the record has no value; send the event as JSON in the record's value")
+    try:
+        body = orjson.loads(record.value)
+    except orjson.JSONDecodeError as error:
+        raise InvalidEvent("undecodable", f"{error}; send one JSON object in UTF-8 a record") from None
+    if type(body) is not dict:
+        raise InvalidEvent("not_an_object", f"found {_shown(body)}; send one JSON object a record")
+    customer, anonymous = _customer(body)
+    kind, name = _kind(body)
+    time_ms, clamped = _time(body, record, rules)
+    properties = body.get("properties")
+    if type(properties) is not dict:
+        properties = {}
+    products = _products(properties)
+    order_id, amount = None, None
+    if kind is Kind.ORDER or kind is Kind.REFUND:
+        order_id = _identifier(properties, "order_id", "properties.") or _identifier(
+            properties, "orderId", "properties."
+        )
+        amount = _amount(properties, products, rules)
+    message_id = _identifier(body, "messageId")
+    return Event(
+        kind,
+        name,
+        customer,
+        anonymous,
+        message_id,
+        fingerprint(message_id) if message_id else 0,
+        time_ms,
+        clamped,
+        fingerprint(order_id) if order_id else 0,
+        amount,
+        _items(products),
+        _categories(properties, products),
+    )
+
+
+def fingerprint(text: str) -> int:
+    """A stable 64-bit hash, never 0: the form in which message and order ids lie in a row.
+
+    >>> fingerprint("m-1") == fingerprint("m-1") != fingerprint("m-2")
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _identifier(body: Mapping[str, Any], name: str, path: str = "") -> str | None:
+    value = body.get(name)
+    if type(value) is int:
+        value = str(value)
+    if value is None or value == "":
+        return None
+    if type(value) is not str:
+        raise InvalidEvent("invalid_field", f"{path}{name} is {_shown(value)}; send a string")
+    if len(value) > MAX_ID_CHARS or not value.isprintable():
+        raise InvalidEvent(
+            "invalid_field",
+            f"{path}{name} is {_shown(value)} of {len(value)} characters; "
+            f"send at most {MAX_ID_CHARS} printable characters",
+        )
+    return value
+
+
+def _customer(body: Mapping[str, Any]) -> tuple[str, bool]:
+    user = _identifier(body, "userId")
+    if user is not None:
+        return user, False
+    anonymous = _identifier(body, "anonymousId")
+    if anonymous is None:
+        raise InvalidEvent("no_customer", "neither userId nor anonymousId is set; send one of them")
+    return "anon:" + anonymous, True
+
+
+def _kind(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    name = body.get("event")
+    if name is None:
+        name = body.get("type") or body.get("action") or "unnamed"
+    if type(name) is not str or len(name) > MAX_NAME_CHARS:
+        raise InvalidEvent(
+            "invalid_field", f"event is {_shown(name)}; send a name of at most {MAX_NAME_CHARS} characters"
+        )
+    return KINDS.get(name, Kind.OTHER), name
+
+
+def _time(body: Mapping[str, Any], record: Record, rules: EventRules) -> tuple[int, bool]:
+    """Event time and whether it was clamped.
+
+    A collector that sets `originalTimestamp` has corrected `timestamp` for the client's skew already; where only
+    `sentAt` and `receivedAt` came along, Segment's formula is applied here
+    (https://segment.com/docs/connections/spec/common/#timestamps).
+    """
+    time_ms = _instant(body, "timestamp")
+    if time_ms is None:
+        time_ms = _instant(body, "originalTimestamp")
+    elif body.get("originalTimestamp") is None and body.get("sentAt") and body.get("receivedAt"):
+        time_ms += (_instant(body, "receivedAt") or 0) - (_instant(body, "sentAt") or 0)
+    if time_ms is None or time_ms > record.timestamp_ms + rules.max_ahead_ms:
+        return record.timestamp_ms, time_ms is not None
+    if time_ms < EARLIEST_MS:
+        raise InvalidEvent("invalid_time", f"the event's time is {time_ms} ms, before 1990; correct the sender's clock")
+    return time_ms, False
+
+
+def _instant(body: Mapping[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None or value == "":
+        return None
+    if type(value) is int and abs(value) < 10**15:
+        return value
+    if type(value) is str and len(value) <= 40:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            pass
+        else:
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+            return round(moment.timestamp() * 1000)
+    raise InvalidEvent(
+        "invalid_time", f"{name} is {_shown(value)}; send ISO 8601 such as 2026-03-02T09:15:00Z, or epoch milliseconds"
+    )
+
+
+def _products(properties: Mapping[str, Any]) -> list[dict[str, Any]]:
+    products = properties.get("products")
+    if products is None:
+        return [dict(properties)] if "product_id" in properties or "sku" in properties else []
+    if type(products) is not list or len(products) > MAX_PRODUCTS:
+        raise InvalidEvent(
+            "invalid_field", f"properties.products is {_shown(products)}; send an array of at most {MAX_PRODUCTS}"
+        )
+    return [product for product in products if type(product) is dict]
+
+
+def _number(value: object) -> float | None:
+    if type(value) is float or type(value) is int:
+        return float(value)
+    if type(value) is str and len(value) <= 40:
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return None
+
+
+def _amount(properties: Mapping[str, Any], products: list[dict[str, Any]], rules: EventRules) -> int | None:
+    """`revenue`, else `subtotal`, else `total`, else the products' price × quantity; None where none is usable."""
+    amount = None
+    for name in ("revenue", "subtotal", "total"):
+        if properties.get(name) is not None:
+            amount = _number(properties[name])
+            if amount is None or not abs(amount) < MAX_MINOR / 1000 or amount < 0:
+                raise InvalidEvent(
+                    "invalid_amount",
+                    f"properties.{name} is {_shown(properties[name])}; send a number from 0 to {MAX_MINOR // 1000}"
+                    " (money back is an Order Refunded event)",
+                )
+            break
+    else:
+        prices = [(_number(product.get("price")), _quantity(product)) for product in products]
+        if prices and all(price is not None and 0 <= price < MAX_MINOR / 1000 for price, _ in prices):
+            amount = sum((price or 0.0) * quantity for price, quantity in prices)
+    if amount is None:
+        return None
+    currency = properties.get("currency")
+    if currency is not None and type(currency) is not str:
+        raise InvalidEvent("invalid_field", f"properties.currency is {_shown(currency)}; send a code such as EUR")
+    minor = rules.minor(amount, currency.upper() if currency else None)
+    if minor is not None and minor > MAX_MINOR:
+        raise InvalidEvent("invalid_amount", f"the amount is {minor} minor units; send at most {MAX_MINOR}")
+    return minor
+
+
+def _quantity(product: Mapping[str, Any]) -> int:
+    quantity = _number(product.get("quantity"))
+    # A quantity of thousands is a weight or a volume in small units (petrol in thousandths of a gallon), not pieces.
+    return int(quantity) if quantity is not None and 1 <= quantity < 1_000 else 1
+
+
+def _items(products: list[dict[str, Any]]) -> int:
+    return sum(_quantity(product) for product in products)
+
+
+def _categories(properties: Mapping[str, Any], products: list[dict[str, Any]]) -> tuple[str, ...]:
+    found = [product.get("category") for product in products] or [properties.get("category")]
+    return tuple(dict.fromkeys(category for category in found if type(category) is str and category))

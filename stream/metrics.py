@@ -1,0 +1,66 @@
+"""Every metric, named and described once. docs/metrics.md is compared with this file by a test.
+
+Counters and histograms are added up per tick, not per event: bound children cost 0.6 microseconds each.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+PHASES = ("poll", "load", "process", "commit", "apply", "train")
+
+
+class Metrics:
+    """The metrics of one worker, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def counter(name: str, description: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"driftline_{name}", description, labels, registry=registry)
+
+        def gauge(name: str, description: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"driftline_{name}", description, labels, registry=registry)
+
+        self.events = counter("events_total", "Accepted events, by kind.", ("kind",))
+        self.ignored = counter(
+            "events_ignored_total", "Events not counted: duplicates of one still remembered.", ("reason",)
+        )
+        self.unordered = counter(
+            "events_adjusted_total",
+            "Events counted late (older than the customer's last) or with a clamped time.",
+            ("reason",),
+        )
+        self.dead_letters = counter("dead_letters_total", "Records that could not be used, by reason.", ("reason",))
+        self.alerts = counter("alerts_total", "Alerts published, by kind.", ("kind",))
+        self.held = counter("alerts_held_total", "Alerts held back, by kind and reason.", ("kind", "reason"))
+        self.ticks = counter("ticks_total", "Committed ticks.")
+        self.aborted = counter("ticks_aborted_total", "Ticks that were not committed, by reason.", ("reason",))
+        self.wakes = counter("wakes_total", "Silent customers looked at because their time had come.")
+        self.recoveries = counter("recoveries_total", "Recoveries of a task completed.")
+        self.replayed = counter("journal_records_replayed_total", "Journal records replayed into the store.")
+        self.journal_bytes = counter("journal_bytes_total", "Bytes written to the journal before compression.")
+        self.learned = counter("learned_total", "What the trainer learned: events, customers, labels.", ("what",))
+        self.tick_seconds = Histogram(
+            "driftline_tick_seconds",
+            "Wall time of a tick from poll to applied.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=registry,
+        )
+        self.phase_seconds = counter(
+            "phase_cpu_seconds_total", "CPU time of the worker's thread, by phase of the loop.", ("phase",)
+        )
+        self.tasks = gauge("tasks", "Tasks of this worker, by state.", ("state",))
+        self.lag = gauge(
+            "stream_time_lag_seconds", "Wall clock minus stream time, per task; large in a replay.", ("task",)
+        )
+        self.customers = gauge("customers", "Customers known, per task.", ("task",))
+        self.model_version = gauge(
+            "model_version", "Number of the model version that ticks are scored with; 0 = warming up."
+        )
+        self.model_published = gauge("model_published_timestamp_seconds", "When that version was published, Unix time.")
+        self.model_ready = gauge("model_ready", "1 once a model has learned enough to raise alerts.", ("model",))
+        self.model_figure = gauge(
+            "model_figure", "Progressive validation of each model: scored before learned.", ("model", "figure")
+        )
+        self.last_alert = gauge(
+            "last_alert_timestamp_seconds", "When the last alert of each kind was published, Unix time.", ("kind",)
+        )

@@ -1,0 +1,293 @@
+"""The tick: a pure function of the rows before it, its records, its wakes, the model version, rules and stream time.
+
+Everything it depends on is in its journal entry, so any tick can be run again and gives the same bytes.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import online_models
+from stream.errors import InvalidEvent
+from stream.events import Event, Record, fingerprint, minor_digits
+from stream.processing import anomaly, churn, due, segment
+from stream.processing.alerts import Alert, Origin, alert_id, render
+from stream.processing.clock import Decoded, raised
+from stream.processing.customer import DAY_MS, Rows, blank
+from stream.processing.features import event_features
+from stream.processing.journal import Entry, Published, TaskState
+from stream.processing.looking import Hold, Looking, Rules
+from stream.processing.names import ANOMALY_FEATURES
+from stream.processing.placement import is_placed
+from stream.processing.update import LocalTime, apply, is_duplicate
+from stream.processing.version import Version
+from stream.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class TickInput:
+    """What a tick is a function of, beside the rows.
+
+    `decoded` is in the order of `clock.merged`; `wakes` are the customers whose due time has come; `stream_time_ms`
+    is the task's clock at the end of the tick; `released` the topics that had let go.
+    """
+
+    task: int
+    partitions: int
+    state: TaskState
+    decoded: Sequence[Decoded]
+    wakes: Sequence[str]
+    released: Sequence[str]
+    stream_time_ms: int
+    live: bool
+    version: Version
+
+
+class DeadLetter(NamedTuple):
+    """A record that cannot be used, whole, with the reason."""
+
+    record: Record
+    reason: str
+    detail: str
+
+
+class TickResult(NamedTuple):
+    """What a tick came to; nothing has left the process yet.
+
+    `entry` is its journal entry: after-images, tombstones, alerts, features, labels, and the state after it.
+    `counts` are for metrics: events by kind, duplicates, late, clamped. `held` counts alerts held back by
+    (kind, reason).
+    """
+
+    entry: Entry
+    dead_letters: Sequence[DeadLetter]
+    counts: Mapping[str, int]
+    held: Mapping[tuple[str, str], int]
+    alert_kinds: Sequence[str]
+    misplaced: int
+    met: int
+
+
+def rules(settings: Settings) -> Rules:
+    """The settings as processing uses them."""
+    return Rules(settings, LocalTime(settings.application.timezone), 10 ** minor_digits(settings.application.currency))
+
+
+def code_hash() -> str:
+    """Twelve hexadecimal digits of the source that a tick's result depends on."""
+    here = Path(__file__).parent
+    files = [*here.glob("*.py"), *Path(online_models.__file__).parent.glob("*.py"), here.parent / "events.py"]
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+CODE = code_hash()
+
+
+def touched(decoded: Sequence[Decoded], wakes: Sequence[str]) -> list[str]:
+    """The customers whose rows a tick needs, in the order in which it meets them."""
+    seen = dict.fromkeys(one.outcome.customer for one in decoded if isinstance(one.outcome, Event))
+    seen.update(dict.fromkeys(wakes))
+    return list(seen)
+
+
+def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np.bool_], rules: Rules) -> TickResult:
+    """Run one tick.
+
+    Args:
+        tick: what to process.
+        customers: `touched(tick.decoded, tick.wakes)`.
+        rows: their rows before the tick; not changed. Rows that are not `known` are ignored.
+        known: which of them exist.
+        rules: the settings.
+    """
+    settings = rules.settings
+    after = blank(len(customers))
+    after[known] = rows[known]
+    before = after.copy()
+    counts: Counter[str] = Counter()
+    held: Counter[tuple[str, str]] = Counter()
+    dead, accepted = _take_in(tick, customers, after, rules, counts)
+    scored = _score(tick.version, accepted)
+    anonymous = np.array([customer.startswith("anon:") for customer in customers], np.bool_)
+    alive = np.flatnonzero(after["events"] > 0)
+    causes, evidence = _causes(len(customers), accepted, tick.stream_time_ms)
+    looking = Looking(
+        rules,
+        tick.version,
+        [customers[i] for i in alive.tolist()],
+        before[alive],
+        after[alive],
+        known[alive],
+        anonymous[alive],
+        np.maximum(tick.stream_time_ms, after["last_seen"][alive]),
+        [causes[i] for i in alive.tolist()],
+        [evidence[i] for i in alive.tolist()],
+    )
+    place = np.full(len(customers), -1, np.int64)
+    place[alive] = np.arange(len(alive))
+    scored = scored._replace(who=place[scored.who])
+
+    def hold(kind: str, reason: str) -> None:
+        held[kind, reason] += 1
+
+    labels = churn.mature(looking)
+    met = int((~looking.known).sum())
+    customers_after = tick.state.customers + met
+    alerts = anomaly.decide(looking, scored, hold)
+    alerts += segment.decide(looking, hold)
+    risks, wave = churn.decide(looking, tick.state.wave, customers_after, hold)
+    alerts += risks
+    gone = due.expired(looking)
+    due.schedule(looking)
+    stays = np.flatnonzero(~gone)
+    seq = tick.state.seq + 1
+    day = tick.stream_time_ms // DAY_MS
+    alerted = dict(tick.state.alerted) if tick.state.day == day else {}
+    kept = _capped(alerts, alerted, settings.alerts.max_per_day, hold)
+    state = replace(
+        tick.state,
+        seq=seq,
+        stream_time_ms=tick.stream_time_ms,
+        offsets=_next_offsets(tick),
+        highs=raised(tick.state.highs, tick.decoded),
+        customers=customers_after - int(gone.sum()),
+        day=day,
+        alerted=alerted,
+        live=tick.live,
+        wave=wave,
+    )
+    config = settings.config_hash
+    wakes = frozenset(tick.wakes)
+    origin = Origin(settings.application.name, state.incarnation, tick.task, seq, config, CODE, tick.version.number)
+    entry = Entry(
+        settings.application.name,
+        tick.task,
+        tick.state.seq,
+        state,
+        dict(tick.state.offsets),
+        list(tick.wakes),
+        list(tick.released),
+        tick.version.number,
+        config,
+        CODE,
+        tick.partitions,
+        [looking.customers[i] for i in stays.tolist()],
+        looking.rows[stays],
+        [looking.customers[i] for i in np.flatnonzero(gone).tolist()]
+        # A due time without a row is taken out of the store's index like a row that has ended.
+        + [name for name, events in zip(customers, after["events"], strict=True) if name in wakes and events == 0],
+        [Published(alert.customer, alert_id(origin, alert), render(origin, alert)) for alert in kept],
+        scored.who.astype(np.uint32),
+        np.array([_uid(event, cause) for event, cause in zip(scored.events, scored.causes, strict=True)], np.uint64),
+        scored.features.astype(np.float32),
+        scored.scores.astype(np.float32),
+        labels.who.astype(np.uint32),
+        labels.features,
+        labels.churned,
+    )
+    misplaced = sum(letter.reason == "misplaced" for letter in dead)
+    return TickResult(entry, dead, counts, held, [alert.kind for alert in kept], misplaced, met)
+
+
+class _Accepted(NamedTuple):
+    event: Event
+    who: int
+    features: tuple[float, ...]
+    cause: str
+
+
+def _take_in(
+    tick: TickInput, customers: Sequence[str], after: Rows, rules: Rules, counts: Counter[str]
+) -> tuple[list[DeadLetter], list[_Accepted]]:
+    """Count every event in its customer's row, each scored against the row as it was before."""
+    index = {customer: i for i, customer in enumerate(customers)}
+    dead: list[DeadLetter] = []
+    accepted: list[_Accepted] = []
+    partitioner = rules.settings.kafka.partitioner
+    for record, outcome in tick.decoded:
+        if isinstance(outcome, InvalidEvent):
+            dead.append(DeadLetter(record, outcome.reason, outcome.detail))
+            continue
+        who = index[outcome.customer]
+        row = after[who]
+        if row["events"] == 0 and not is_placed(outcome.customer, tick.task, tick.partitions, partitioner):
+            dead.append(
+                DeadLetter(
+                    record,
+                    "misplaced",
+                    f"customer {outcome.customer!r} does not belong to partition {tick.task} of {tick.partitions} "
+                    f"under {partitioner}; key records by customer id, or set kafka.partitioner",
+                )
+            )
+            continue
+        if is_duplicate(row, outcome):
+            counts["duplicate"] += 1
+            continue
+        features = event_features(row, outcome, rules.local, rules.minor_per_major)
+        late = int(row["late"])
+        apply(row, outcome, rules.local, rules.minor_per_major)
+        counts["late"] += int(row["late"]) - late
+        counts["clamped"] += outcome.clamped
+        counts[outcome.kind.name.lower()] += 1
+        accepted.append(_Accepted(outcome, who, features, f"{record.topic}-{record.partition}-{record.offset}"))
+    return dead, accepted
+
+
+def _score(version: Version, accepted: Sequence[_Accepted]) -> anomaly.Scored:
+    count = len(accepted)
+    features = np.array([one.features for one in accepted], np.float64).reshape(count, len(ANOMALY_FEATURES))
+    scores, rates = np.zeros(count), np.ones(count)
+    if count and version.anomaly.ready:
+        scores = version.anomaly.score_many(features)
+        rates = version.anomaly.rate_many(scores)
+    return anomaly.Scored(
+        [one.event for one in accepted],
+        np.array([one.who for one in accepted], np.int64),
+        features,
+        scores,
+        rates,
+        [one.cause for one in accepted],
+    )
+
+
+def _causes(count: int, accepted: Sequence[_Accepted], stream_time_ms: int) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Per customer the last event that made the tick look (else the stream time), and the message ids behind it."""
+    causes = [f"due-{stream_time_ms}"] * count
+    evidence: list[tuple[str, ...]] = [()] * count
+    for one in accepted:
+        causes[one.who] = one.cause
+        evidence[one.who] = (one.event.message_id,) if one.event.message_id else ()
+    return causes, evidence
+
+
+def _capped(alerts: list[Alert], alerted: dict[str, int], limit: int, hold: Hold) -> list[Alert]:
+    """At most `limit` alerts of a kind a day, the strongest of the tick first; counts into `alerted`."""
+    kept = []
+    for alert in sorted(alerts, key=lambda alert: -alert.strength):
+        if alerted.get(alert.kind, 0) >= limit:
+            hold(alert.kind, "daily_cap")
+        else:
+            alerted[alert.kind] = alerted.get(alert.kind, 0) + 1
+            kept.append(alert)
+    return kept
+
+
+def _next_offsets(tick: TickInput) -> dict[str, int]:
+    offsets = dict(tick.state.offsets)
+    for record, _ in tick.decoded:
+        offsets[record.topic] = record.offset + 1
+    return offsets
+
+
+def _uid(event: Event, cause: str) -> int:
+    """What a model's sampling draws from: the message, or where it lay."""
+    return event.message_hash or fingerprint(cause)

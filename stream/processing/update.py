@@ -1,0 +1,211 @@
+"""What one event does to its customer's row: O(1), in place, no clock but the event's own."""
+
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from zlib import crc32
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from stream.events import Event, Kind
+from stream.processing.customer import (
+    CATEGORY_BUCKETS,
+    DAY_MS,
+    ORDER_HALF_LIVES_DAYS,
+    PARTS_OF_DAY,
+    RECENT_MESSAGES,
+    RECENT_ORDERS,
+)
+
+SESSION_GAP_MS = 1_800_000
+SAME_OCCASION_DAYS = 0.5
+"""Orders closer together than this are one purchase occasion: they move no gap statistics."""
+EWMA_RATE = 0.3
+SHARE_MEMORY = 100
+SPEND_HALF_LIVES_DAYS = (7.0, 90.0)
+PART_MS = DAY_MS // PARTS_OF_DAY
+
+_COUNTERS = {
+    Kind.VIEW: "views",
+    Kind.SEARCH: "searches",
+    Kind.CART_ADD: "adds",
+    Kind.CART_REMOVE: "removes",
+    Kind.CHECKOUT: "checkouts",
+}
+
+
+@dataclass(slots=True)
+class LocalTime:
+    """Local part of day and weekend of an event time; the zone's offset is looked up once an hour of event time.
+
+    >>> LocalTime("America/New_York").part_of_day(1_488_412_800_000)  # 2017-03-02T00:00Z is 19:00 the day before
+    6
+    """
+
+    zone: str
+    _offsets: dict[int, int] = field(default_factory=dict)
+
+    def local_ms(self, time_ms: int) -> int:
+        hour = time_ms // 3_600_000
+        offset = self._offsets.get(hour)
+        if offset is None:
+            if len(self._offsets) > 20_000:
+                self._offsets.clear()
+            moment = datetime.fromtimestamp(hour * 3_600, UTC).astimezone(ZoneInfo(self.zone))
+            delta = moment.utcoffset()
+            offset = self._offsets[hour] = int(delta.total_seconds() * 1000) if delta else 0
+        return time_ms + offset
+
+    def part_of_day(self, time_ms: int) -> int:
+        """0 = from midnight to 3 h, … 7 = from 21 h."""
+        return self.local_ms(time_ms) % DAY_MS // PART_MS
+
+    def is_weekend(self, time_ms: int) -> bool:
+        return (self.local_ms(time_ms) // DAY_MS + 3) % 7 >= 5  # day 0 of the epoch was a Thursday
+
+
+def is_duplicate(row: np.void, event: Event) -> bool:
+    """Whether the row already holds the event's message id, or its order id as an order."""
+    if event.message_hash and event.message_hash in row["message_ids"]:
+        return True
+    return event.kind is Kind.ORDER and event.order_hash != 0 and event.order_hash in row["order_ids"]
+
+
+def apply(row: np.void, event: Event, local: LocalTime, minor_per_major: int) -> None:
+    """Count the event in the row. The caller has made sure that it is no duplicate."""
+    time_ms = event.time_ms
+    if row["events"] == 0:
+        row["first_seen"] = row["last_seen"] = time_ms
+    late = time_ms < row["last_seen"]
+    if event.message_hash:
+        row["message_ids"][int(row["events"]) % RECENT_MESSAGES] = event.message_hash
+    row["events"] += 1
+    if event.kind in _COUNTERS:
+        row[_COUNTERS[event.kind]] += 1
+    if late:
+        row["late"] += 1
+        row["first_seen"] = min(int(row["first_seen"]), time_ms)
+    else:
+        _session(row, time_ms)
+        row["last_seen"] = time_ms
+    _activity(row, event)
+    _habits(row, event, local)
+    if event.kind is Kind.ORDER:
+        _order(row, event, minor_per_major)
+    elif event.kind is Kind.REFUND:
+        _refund(row, event)
+
+
+def decay(value: float, half_life_days: float, elapsed_ms: int) -> float:
+    """What is left of a decayed counter after `elapsed_ms`."""
+    return value * math.exp2(-elapsed_ms / (half_life_days * DAY_MS))
+
+
+def _session(row: np.void, time_ms: int) -> None:
+    if row["session_events"] == 0 or time_ms - int(row["last_seen"]) > SESSION_GAP_MS:
+        row["session_start"] = time_ms
+        row["session_events"] = 0
+        row["sessions"] += 1
+    row["session_events"] += 1
+
+
+def _weights(at_ms: int, time_ms: int) -> tuple[int, int, int]:
+    """(time to decay to, how long the sum decays, how long the new event has decayed already)."""
+    return (time_ms, time_ms - at_ms, 0) if time_ms >= at_ms else (at_ms, 0, at_ms - time_ms)
+
+
+def _activity(row: np.void, event: Event) -> None:
+    at, waited, aged = _weights(int(row["activity_at"]) or event.time_ms, event.time_ms)
+    row["activity_at"] = at
+    row["events_day"] = decay(float(row["events_day"]), 1.0, waited) + decay(1.0, 1.0, aged)
+    trouble = 1.0 if event.kind in (Kind.CART_REMOVE, Kind.REFUND) else 0.0
+    row["trouble_week"] = decay(float(row["trouble_week"]), 7.0, waited) + decay(trouble, 7.0, aged)
+
+
+def _habits(row: np.void, event: Event, local: LocalTime) -> None:
+    rate = 1.0 / min(int(row["events"]), SHARE_MEMORY)
+    row["weekend"] += rate * (float(local.is_weekend(event.time_ms)) - float(row["weekend"]))
+    parts = row["parts_of_day"]
+    parts *= 1.0 - rate
+    parts[local.part_of_day(event.time_ms)] += rate
+    if event.categories:
+        row["categorised"] += 1
+        rate = 1.0 / min(int(row["categorised"]), SHARE_MEMORY)
+        shares = row["categories"]
+        shares *= 1.0 - rate
+        for category in event.categories:
+            shares[bucket(category)] += rate / len(event.categories)
+
+
+def bucket(category: str) -> int:
+    """The place of a category among `CATEGORY_BUCKETS`."""
+    return crc32(category.encode()) % CATEGORY_BUCKETS
+
+
+def _order(row: np.void, event: Event, minor_per_major: int) -> None:
+    time_ms = event.time_ms
+    amount = event.amount_minor
+    if event.order_hash:
+        place = int(row["orders"]) % RECENT_ORDERS
+        row["order_ids"][place] = event.order_hash
+        row["order_amounts"][place] = amount or 0
+    first = row["orders"] == 0
+    row["orders"] += 1
+    at, waited, aged = _weights(int(row["orders_at"]) or time_ms, time_ms)
+    row["orders_at"] = at
+    for i, half_life in enumerate(ORDER_HALF_LIVES_DAYS):
+        row["orders_decayed"][i] = decay(float(row["orders_decayed"][i]), half_life, waited) + decay(
+            1.0, half_life, aged
+        )
+    for i, half_life in enumerate(SPEND_HALF_LIVES_DAYS):
+        spent = decay(float(row["spend_decayed"][i]), half_life, waited)
+        row["spend_decayed"][i] = spent + decay(float(amount or 0), half_life, aged)
+    if amount is None:
+        row["unpriced"] += 1
+    else:
+        row["spend_minor"] += amount
+        row["priced"] += 1
+        log_amount = math.log1p(amount / minor_per_major)
+        deviation = log_amount - float(row["log_amount_mean"])
+        row["log_amount_mean"] += deviation / int(row["priced"])
+        row["log_amount_m2"] += deviation * (log_amount - float(row["log_amount_mean"]))
+    if event.items:
+        row["items_ewma"] += (1.0 if row["items_ewma"] == 0 else EWMA_RATE) * (event.items - float(row["items_ewma"]))
+    if first:
+        row["first_order"] = row["last_order"] = time_ms
+        row["order_days"] = 1
+    elif time_ms > row["last_order"]:
+        _gap(row, (time_ms - int(row["last_order"])) / DAY_MS)
+        row["last_order"] = time_ms
+    row["first_order"] = min(int(row["first_order"]), time_ms)
+    if row["label_taken"] and int(row["label_taken"]) < time_ms <= int(row["label_at"]):
+        row["label_bought"] = 1
+
+
+def _gap(row: np.void, gap_days: float) -> None:
+    if gap_days < SAME_OCCASION_DAYS:
+        return
+    row["order_days"] += 1
+    gaps = int(row["order_days"]) - 1
+    row["gap_mean_days"] += (gap_days - float(row["gap_mean_days"])) / gaps
+    deviation = math.log(gap_days) - float(row["log_gap_mean"])
+    row["log_gap_mean"] += deviation / gaps
+    row["log_gap_m2"] += deviation * (math.log(gap_days) - float(row["log_gap_mean"]))
+    row["gap_ewma_days"] += (1.0 if gaps == 1 else EWMA_RATE) * (gap_days - float(row["gap_ewma_days"]))
+    row["last_gap_days"] = gap_days
+    row["longest_gap_days"] = max(float(row["longest_gap_days"]), gap_days)
+
+
+def _refund(row: np.void, event: Event) -> None:
+    """Take back what the order brought in: the named amount, or all that is left of it."""
+    row["refunds"] += 1
+    if not event.order_hash:
+        return
+    held = np.flatnonzero(row["order_ids"] == event.order_hash)
+    if len(held) == 0:
+        return
+    left = int(row["order_amounts"][held[0]])
+    taken = left if event.amount_minor is None else min(left, event.amount_minor)
+    row["order_amounts"][held[0]] = left - taken
+    row["spend_minor"] -= taken

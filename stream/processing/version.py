@@ -1,0 +1,120 @@
+"""A model version: an immutable set of arrays that a tick is scored with, and that the trainer goes on from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_models import ChurnRisk, HalfSpaceTrees, IncrementalKMeans
+from stream.errors import NewerSchema
+from stream.processing import sections
+from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES, SEGMENT_FEATURES
+from stream.settings import Models
+
+SCHEMA = 1
+WARMING = 0
+"""The number of the version that exists before the first one is published: nothing is scored with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """All models at one moment of learning, immutable once published.
+
+    `segment_names` maps a segment's id to its name, `segment_shares` to its share of the sampled customers; `learned`
+    counts events, customers and labels learned so far; `journal` is the offset up to which each journal partition
+    has been learned (exclusive).
+    """
+
+    number: int
+    parent: int
+    anomaly: HalfSpaceTrees
+    segments: IncrementalKMeans
+    churn: ChurnRisk
+    segment_names: Mapping[int, str] = field(default_factory=dict)
+    segment_shares: Mapping[int, float] = field(default_factory=dict)
+    learned: Mapping[str, int] = field(default_factory=dict)
+    journal: Mapping[int, int] = field(default_factory=dict)
+
+
+def warming(settings: Models) -> Version:
+    """The models before they have learned anything."""
+    return Version(
+        WARMING,
+        WARMING,
+        HalfSpaceTrees(ANOMALY_FEATURES, reference=settings.reference_events, refit_every=0, seed=settings.seed),
+        IncrementalKMeans(
+            SEGMENT_FEATURES,
+            n_clusters=settings.segments,
+            min_customers=settings.first_customers,
+            refit_every=0,
+            seed=settings.seed,
+        ),
+        ChurnRisk(CHURN_FEATURES, min_labels=settings.min_labels),
+    )
+
+
+def to_bytes(version: Version, header: Mapping[str, Any]) -> bytes:
+    """A snapshot: arrays, schema, parent and sha256, no pickle."""
+    arrays = {
+        f"{name}/{key}": array
+        for name, model in (("anomaly", version.anomaly), ("segments", version.segments), ("churn", version.churn))
+        for key, array in model.to_arrays().items()
+    }
+    return sections.pack(
+        {
+            **header,
+            "schema": SCHEMA,
+            "version": version.number,
+            "parent": version.parent,
+            "segment_names": {str(key): name for key, name in version.segment_names.items()},
+            "segment_shares": {str(key): share for key, share in version.segment_shares.items()},
+            "learned": dict(version.learned),
+            "journal": {str(task): offset for task, offset in version.journal.items()},
+            "sha256": _digest(arrays),
+        },
+        arrays,
+    )
+
+
+def from_bytes(data: bytes) -> Version:
+    """The version in a snapshot.
+
+    Raises:
+        NewerSchema: written by a newer release, or not what its checksum says.
+    """
+    header = sections.unpack_header(data)
+    if header["schema"] != SCHEMA:
+        raise NewerSchema(
+            f"model snapshot of schema {header['schema']}, this release reads {SCHEMA}; upgrade Driftline"
+        )
+    arrays = {name: sections.section(data, header, name).copy() for name in header["sections"]}
+    if _digest(arrays) != header["sha256"]:
+        raise NewerSchema(
+            f"model version {header['version']} does not match its sha256; delete that key from the topic"
+        )
+    return Version(
+        header["version"],
+        header["parent"],
+        HalfSpaceTrees.from_arrays(_part(arrays, "anomaly")),
+        IncrementalKMeans.from_arrays(_part(arrays, "segments")),
+        ChurnRisk.from_arrays(_part(arrays, "churn")),
+        {int(key): name for key, name in header["segment_names"].items()},
+        {int(key): share for key, share in header["segment_shares"].items()},
+        header["learned"],
+        {int(task): offset for task, offset in header["journal"].items()},
+    )
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
+    return {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(name + "/")}
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,178 @@
+"""Bringing a task's store level with what Kafka has committed: by replaying its journal, never by recomputing.
+
+committed offsets (seq in their metadata)  against  marker in the store (seq)
+
+  neither                     a new task: start where the settings say
+  store behind                replay the journal from the marker, or from its beginning where the store is empty
+  level                       ready
+  store ahead, offsets gone   offsets expired: go on from the marker's, under a new incarnation
+  store ahead                 refuse: Kafka lost data, or somebody reset offsets
+"""
+
+from dataclasses import dataclass, replace
+
+from stream.errors import JournalGap, Misconfigured, StoreAhead
+from stream.ports import Committed, Inputs, Marker, Store, Topic
+from stream.processing.journal import Entry, TaskState, decode
+
+STEP_RECORDS = 50
+"""Journal records replayed between two polls, so that a long recovery stays a member of the group."""
+CHUNK_HEADER = "driftline-chunk"
+
+
+class Chunks:
+    """Puts the chunks of journal records together again."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def add(self, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> bytes | None:
+        """The whole record once its last chunk has come, None before.
+
+        >>> chunks = Chunks()
+        >>> chunks.add(b"ab", (("driftline-chunk", b"0/2"),)), chunks.add(b"cd", (("driftline-chunk", b"1/2"),))
+        (None, b'abcd')
+        """
+        place, _, count = dict(headers).get(CHUNK_HEADER, b"0/1").partition(b"/")
+        if place == b"0":
+            self._parts.clear()
+        elif len(self._parts) != int(place):
+            return None  # the chunks before were removed by retention: the record is gone
+        self._parts.append(value)
+        return b"".join(self._parts) if len(self._parts) == int(count) else None
+
+
+@dataclass(slots=True)
+class Recovery:
+    """Recovers one task, a bounded step at a time; may be dropped at any step and begun again.
+
+    Raises from `step`: `StoreAhead`, `JournalGap`, `Misconfigured`, and what the ports raise.
+    """
+
+    task: int
+    partitions: int
+    application: str
+    retention_ms: int
+    inputs: Inputs
+    store: Store
+    journal: Topic
+    generation: int
+    _committed: Committed | None = None
+    _marker: Marker | None = None
+    _position: int | None = None
+    _chunks: Chunks | None = None
+    replayed: int = 0
+
+    def step(self) -> TaskState | None:
+        """The state to go on from, once the store is level and the inputs are sought; None = call again."""
+        if self._chunks is None:
+            state = self._compare()
+            if state is not None:
+                return self._begin(state)
+            self._chunks = Chunks()
+        return self._replay()
+
+    def _compare(self) -> TaskState | None:
+        self._committed = self.inputs.committed(self.task)
+        self._marker, _ = self.store.load(self.task, ())
+        committed, marker = self._committed, self._marker
+        if marker is not None and marker.partitions != self.partitions:
+            raise Misconfigured(
+                f"task {self.task} was stored with {marker.partitions} partitions, the input topics have "
+                f"{self.partitions}; customers would move away from their rows. Restore the partition count, or give "
+                "the application a new name and feed it its history"
+            )
+        if committed is None:
+            return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
+        seq = marker.state.seq if marker else 0
+        if marker is not None and (marker.state.incarnation != committed.incarnation or seq > committed.seq):
+            raise StoreAhead(
+                f"task {self.task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
+                f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, or "
+                "somebody reset the group's offsets; restore the offsets, or empty this application's Redis keys and "
+                "start under a new application.name"
+            )
+        if seq < committed.seq:
+            self._position = marker.journal_offset + 1 if marker else None
+            return None
+        return self._agreed(marker.state if marker else TaskState())
+
+    def _agreed(self, state: TaskState) -> TaskState:
+        """Check that the committed offsets are those of the tick they are stamped with."""
+        committed = self._committed
+        if committed is not None and dict(committed.offsets) != dict(state.offsets):
+            raise StoreAhead(
+                f"task {self.task}: tick {state.seq} ended at offsets {dict(state.offsets)}, the group is committed at "
+                f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
+            )
+        return state
+
+    def _replay(self) -> TaskState | None:
+        committed, chunks = self._committed, self._chunks
+        assert committed is not None
+        assert chunks is not None
+        records = self.journal.read(self.task, self._position, STEP_RECORDS)
+        if not records:
+            seq = self._marker.state.seq if self._marker else 0
+            raise JournalGap(
+                f"task {self.task}: the journal ends before tick {committed.seq}, the store is at tick {seq}; restore "
+                "the journal topic or an older snapshot of Redis with it"
+            )
+        for record in records:
+            self._position = record.offset + 1
+            data = chunks.add(record.value or b"", record.headers)
+            if data is None:
+                continue
+            entry = decode(data)
+            if entry.application != self.application:
+                raise Misconfigured(
+                    f"the journal holds ticks of application {entry.application!r}, this is {self.application!r}; "
+                    "give each application its own journal topic"
+                )
+            if entry.seq <= (self._marker.state.seq if self._marker else 0):
+                continue
+            self._apply(entry, record.offset)
+            if entry.seq == committed.seq:
+                return self._begin(self._agreed(entry.state))
+        return None
+
+    def _apply(self, entry: Entry, offset: int) -> None:
+        seq = self._marker.state.seq if self._marker else 0
+        if entry.prev_seq != seq:
+            self._check_rebuild(entry)
+        marker = Marker(entry.state, self.generation, offset, self.partitions)
+        self.store.apply(
+            self.task, entry.prev_seq if self._marker else 0, marker, entry.customers, entry.rows, entry.forgotten
+        )
+        self._marker = marker
+        self.replayed += 1
+
+    def _check_rebuild(self, entry: Entry) -> None:
+        """An empty store may begin at a later tick, as every row is written again within half the retention."""
+        if self._marker is not None:
+            raise JournalGap(
+                f"task {self.task}: the journal goes from tick {self._marker.state.seq} to {entry.seq}, ticks between "
+                "were removed; empty this task's Redis keys and restart, so that it is rebuilt from the journal whole"
+            )
+        covered_ms = self._last_stream_time_ms() - entry.state.stream_time_ms
+        if covered_ms < self.retention_ms // 2:
+            raise JournalGap(
+                f"task {self.task}: the store is empty and the journal begins at tick {entry.seq}; it covers "
+                f"{covered_ms / 86_400_000:.1f} days of stream time, a rebuild needs "
+                f"{self.retention_ms / 172_800_000:.1f}. "
+                "Restore a snapshot of Redis, or the journal's older records"
+            )
+
+    def _last_stream_time_ms(self) -> int:
+        """Stream time of the newest tick in the journal, read ahead without applying anything."""
+        position, latest, chunks = self._position, 0, Chunks()
+        while records := self.journal.read(self.task, position, STEP_RECORDS):
+            for record in records:
+                position = record.offset + 1
+                data = chunks.add(record.value or b"", record.headers)
+                latest = decode(data).state.stream_time_ms if data is not None else latest
+        return latest
+
+    def _begin(self, state: TaskState) -> TaskState:
+        offsets = self.inputs.start(self.task, dict(state.offsets) or None)
+        return replace(state, offsets=dict(offsets))

@@ -1,0 +1,332 @@
+"""Every setting: name, default, unit and meaning in one place. docs/configuration.md is compared with it by a test.
+
+Settings come from defaults, then a TOML file, then environment variables `DRIFTLINE_SECTION__KEY`. They are
+validated whole before anything starts; all faults are reported at once, each with its path and the nearest known key.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+from zoneinfo import available_timezones
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from stream.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "DRIFTLINE_"
+
+
+class Section(BaseModel):
+    """A table of the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _known_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"is no time zone of the IANA database; nearest: {_nearest(name, available_timezones())}")
+    return name
+
+
+def _topic_safe(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name):
+        raise ValueError("takes 1 to 60 letters, digits, dots, dashes and underscores")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_topic_safe)]
+
+
+def _default_instance() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:60] or "worker"
+
+
+class Application(Section):
+    """One shop."""
+
+    name: Name = Field("shop", description="prefix of the group, our topics, Redis keys and ids; one per shop")
+    instance: Name = Field(
+        default_factory=_default_instance, description="this worker's stable name; by default the host's"
+    )
+    currency: str = Field("USD", pattern="^[A-Z]{3}$", description="ISO 4217 code in which amounts are counted")
+    timezone: Annotated[str, AfterValidator(_known_zone)] = Field(
+        "UTC", description="IANA zone of the shop: hours and weekends are local"
+    )
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="one unit of another currency in units of `currency`; amounts in any other count as missing"
+    )
+
+
+class Kafka(Section):
+    """The brokers."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", min_length=3, description="host:port, comma-separated")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to talk to the brokers"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="needed where security_protocol begins with SASL"
+    )
+    sasl_username: str | None = Field(None, description="user name for SASL")
+    sasl_password: SecretStr | None = Field(None, description="password for SASL; better set by environment variable")
+    ssl_cafile: str | None = Field(None, description="file of the certificate authority; the system's by default")
+    partitioner: Literal["murmur2", "crc32"] = Field(
+        "murmur2",
+        description="how the producers of the input topics place keys: murmur2 (Java, kafka-python) or "
+        "crc32 (librdkafka)",
+    )
+    session_timeout_s: float = Field(10.0, ge=6, le=300, description="a worker silent for this long loses its tasks, s")
+    transaction_timeout_s: float = Field(10.0, ge=1, le=60, description="an open transaction is aborted after, s")
+    commit_timeout_s: float = Field(20.0, ge=2, le=120, description="watchdog: a commit without answer is abandoned, s")
+    start_at: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a task without committed offsets begins"
+    )
+
+
+class Redis(Section):
+    """The store of customers."""
+
+    url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix://; a password in it is masked"
+    )
+    timeout_s: float = Field(5.0, gt=0, le=60, description="a call without answer fails after, s")
+
+
+class Topics(Section):
+    """Names of topics. Ours are prefixed with the application's name unless named here."""
+
+    clickstream: Name = Field("clickstream", description="input: views, searches, carts")
+    purchases: Name = Field("purchases", description="input: orders and refunds; events of any kind may come in either")
+    alerts: Name | None = Field(None, description="output: alerts; default NAME.alerts")
+    dead_letters: Name | None = Field(
+        None, description="output: records that cannot be used; default NAME.dead-letters"
+    )
+    journal: Name | None = Field(None, description="ours: one record per task and tick; default NAME.journal")
+    models: Name | None = Field(None, description="ours, compacted: model versions; default NAME.models")
+
+
+class Tick(Section):
+    """One turn of the worker's loop."""
+
+    max_events: int = Field(2_000, ge=1, le=100_000, description="most events of one task in one tick")
+    max_wait_ms: int = Field(100, ge=1, le=10_000, description="longest wait for events, ms")
+    max_span_hours: float = Field(6.0, gt=0, le=168, description="most stream time one tick may cover, h")
+    max_wakes: int = Field(5_000, ge=1, le=100_000, description="most silent customers looked at in one tick of a task")
+    idle_after_s: float = Field(30.0, ge=0, le=86_400, description="a topic at its end and silent for this long is not waited for, s")  # fmt: skip
+    live_within_s: float = Field(3_600.0, gt=0, description="events this close to the wall clock make the stream live, s")  # fmt: skip
+    max_ahead_s: float = Field(300.0, ge=0, description="an event time further ahead of the record's is clamped, s")
+
+
+class Alerts(Section):
+    """When an alert is raised and when it is held back."""
+
+    anomaly_one_in: float = Field(2_000.0, ge=10, description="an event rarer than one in this many is an anomaly")
+    anomaly_cooldown_hours: float = Field(72.0, ge=0, description="no second anomaly alert of a customer within, h")
+    anomaly_min_events: int = Field(10, ge=0, description="events of a customer before anomalies of theirs are alerted")
+    segment_dwell_days: float = Field(
+        7.0, ge=0, description="a new segment must hold this long before it is alerted, d"
+    )
+    segment_margin: float = Field(0.2, ge=0, le=1, description="how clearly the new segment must be the nearer one, 0 to 1")  # fmt: skip
+    segment_min_orders: int = Field(3, ge=1, description="purchase occasions before a customer is given a segment")
+    churn_enter: float = Field(0.6, gt=0, lt=1, description="churn risk is high from this probability on")
+    churn_clear: float = Field(0.4, gt=0, lt=1, description="and no longer high below this one")
+    max_per_day: int = Field(1_000, ge=1, description="most alerts of one kind, task and day of stream time")
+    wave_share: float = Field(0.02, gt=0, le=1, description="a share of customers crossing in an hour that is a lost feed, not churn")  # fmt: skip
+    wave_min: int = Field(25, ge=1, description="fewer crossings in an hour than this are never a wave")
+
+
+class Customers(Section):
+    """How long customers are remembered."""
+
+    retention_days: float = Field(730.0, ge=1, description="a customer silent for this long is forgotten, d")
+    anonymous_retention_days: float = Field(30.0, ge=1, description="the same for anonymous customers, d")
+    cache_rows: int = Field(200_000, ge=1_000, description="rows kept in memory per task (0.7 kB each)")
+
+
+class Models(Section):
+    """The trainer."""
+
+    horizon_days: float = Field(28.0, ge=1, le=365, description="churn = no order within this many days")
+    segments: int = Field(6, ge=2, le=20, description="number of segments")
+    reference_events: int = Field(1_000, ge=100, description="events before anomalies are scored: the first reference")
+    first_customers: int = Field(300, ge=50, description="customers with orders before segments are formed")
+    min_labels: int = Field(300, ge=20, description="matured examples before churn risk is alerted")
+    publish_min_events: int = Field(2_500, ge=100, description="events learned between the first versions")
+    publish_max_events: int = Field(100_000, ge=100, description="events learned between later versions")
+    seed: int = Field(42, ge=0, description="seed of all models")
+
+
+class Journal(Section):
+    """The journal topic."""
+
+    retention_days: float = Field(7.0, ge=1, le=90, description="retention of the journal; every row is written again within half of it, d")  # fmt: skip
+
+
+class DeadLetters(Section):
+    """When bad input is a misconfiguration."""
+
+    max_share: float = Field(0.5, gt=0, le=1, description="the worker stops when more than this share of the last records is unusable")  # fmt: skip
+    window: int = Field(1_000, ge=10, description="number of last records that share is taken over")
+
+
+class Http(Section):
+    """Metrics and health."""
+
+    host: str = Field("127.0.0.1", description="address that /metrics, /livez and /readyz are served on")
+    port: int = Field(9464, ge=0, le=65_535, description="and the port; 0 = any free one")
+
+
+class Log(Section):
+    """Logs on standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is written")
+    format: Literal["json", "text"] = Field("json", description="one JSON object a line, or text for a person")
+
+
+class Settings(Section):
+    """All settings of a worker."""
+
+    application: Application = Application()
+    kafka: Kafka = Kafka()
+    redis: Redis = Redis()
+    topics: Topics = Topics()
+    tick: Tick = Tick()
+    alerts: Alerts = Alerts()
+    customers: Customers = Customers()
+    models: Models = Models()
+    journal: Journal = Journal()
+    dead_letters: DeadLetters = DeadLetters()
+    http: Http = Http()
+    log: Log = Log()
+
+    @property
+    def inputs(self) -> tuple[str, str]:
+        """The input topics."""
+        return self.topics.clickstream, self.topics.purchases
+
+    def topic(self, kind: Literal["alerts", "dead_letters", "journal", "models"]) -> str:
+        """The name of one of our topics."""
+        named: str | None = getattr(self.topics, kind)
+        return named or f"{self.application.name}.{kind.replace('_', '-')}"
+
+    @property
+    def config_text(self) -> bytes:
+        """The settings a tick's result depends on, as canonical JSON; its hash is stamped on journal and alerts."""
+        parts = self.model_dump(mode="json", include={"application", "alerts", "customers", "models", "journal"})
+        del parts["application"]["instance"], parts["customers"]["cache_rows"]
+        parts["partitioner"] = self.kafka.partitioner
+        parts["max_ahead_s"] = self.tick.max_ahead_s
+        parts["topics"] = self.inputs
+        return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits of `config_text`."""
+        return hashlib.blake2b(self.config_text, digest_size=6).hexdigest()
+
+    @property
+    def shown_redis_url(self) -> str:
+        """The Redis URL without its password, for logs and errors."""
+        parts = urlsplit(self.redis.url.get_secret_value())
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from a TOML file and the environment.
+
+    Raises:
+        SettingsError: listing every fault with its path and the nearest known key.
+    """
+    tables = _from_file(path) if path else {}
+    for name, value in _from_environment(os.environ if environment is None else environment).items():
+        section, key = name
+        table = tables.setdefault(section, {})
+        if isinstance(table, dict):
+            table[key] = value
+    return parse(tables)
+
+
+def parse(tables: Mapping[str, Any]) -> Settings:
+    """Settings from nested tables, as they stand in the file."""
+    try:
+        settings = Settings.model_validate(tables)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors(include_url=False)]
+        raise SettingsError("the settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+    faults = list(_contradictions(settings))
+    if faults:
+        raise SettingsError("the settings contradict each other:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    faults = []
+    if settings.alerts.churn_clear >= settings.alerts.churn_enter:
+        faults.append("alerts.churn_clear must lie below alerts.churn_enter, else customers flap between the two")
+    if settings.kafka.security_protocol.startswith("SASL") and not (
+        settings.kafka.sasl_mechanism and settings.kafka.sasl_username and settings.kafka.sasl_password
+    ):
+        faults.append("kafka.security_protocol is SASL: set sasl_mechanism, sasl_username and sasl_password")
+    if settings.topics.clickstream == settings.topics.purchases:
+        faults.append("topics.clickstream and topics.purchases are the same topic; name two")
+    if settings.models.publish_max_events < settings.models.publish_min_events:
+        faults.append("models.publish_max_events is below models.publish_min_events")
+    return faults
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {path} is not TOML: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, str], Any]:
+    found = {}
+    for name, value in environment.items():
+        section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        if name.startswith(ENVIRONMENT_PREFIX) and key:
+            # rates is the one table among the keys: it comes as JSON.
+            found[section, key] = _json_or_text(value) if (section, key) == ("application", "rates") else value
+    return found
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+
+
+def _fault(fault: Any) -> str:
+    path = [str(part) for part in fault["loc"]]
+    where = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        return f"{where}: no such setting; nearest: {'.'.join([*path[:-1], _nearest(path[-1], known)])}"
+    secret = any(word in path[-1] for word in ("password", "url"))
+    shown = "" if secret else f", found {fault['input']!r}"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    if not path:
+        return list(Settings.model_fields)
+    section = Settings.model_fields.get(path[0])
+    kind = section.annotation if section else None
+    kind = kind if isinstance(kind, type) else next(iter(get_args(kind)), None)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, Section) else []
+
+
+def _nearest(name: str, known: Any) -> str:
+    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.0)), "none")

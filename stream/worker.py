@@ -1,0 +1,447 @@
+"""The worker: the loop that turns polled records into committed ticks.
+
+The order of a turn is the guarantee (docs/delivery.md):
+
+    1. poll, and take the token of membership in the same critical section
+    2. read the marker and the rows of the customers in the batch
+    3. run the tick: nothing leaves the process
+    4. one transaction: alerts, dead letters, journal, offsets; refused if the token is stale
+    5. after the commit, apply the after-images to the store by the guarded script
+
+Whatever fails, the tasks concerned are recovered: dropped from memory, compared with Kafka, replayed from the journal.
+"""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stream.errors import (
+    Misconfigured,
+    OutcomeUnknown,
+    Retriable,
+    TaskLost,
+    TooManyDeadLetters,
+)
+from stream.events import EventRules, Record
+from stream.metrics import Metrics
+from stream.ports import Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
+from stream.processing import clock, journal, tick
+from stream.processing.alerts import CONTENT_TYPE
+from stream.processing.clock import Decoded
+from stream.processing.journal import TaskState
+from stream.processing.tick import DeadLetter, TickInput, TickResult
+from stream.processing.version import Version, warming
+from stream.recovery import Recovery
+from stream.rows import RowCache
+from stream.settings import Settings
+from stream.trainer import Trainer
+from stream.versions import Versions, chunked
+
+log = logging.getLogger(__name__)
+
+MISPLACED_SHARE = 0.01
+MISPLACED_AFTER = 1_000
+RETRY_S = 0.5
+
+
+@dataclass(slots=True)
+class Task:
+    """One partition number over all input topics, as this worker holds it. Not ready while `recovery` is set."""
+
+    number: int
+    recovery: Recovery | None
+    cache: RowCache
+    buffers: dict[str, deque[Decoded]]
+    state: TaskState = field(default_factory=TaskState)
+    heard: dict[str, float] = field(default_factory=dict)
+
+
+class Prepared(NamedTuple):
+    """A tick that has run and is not committed yet."""
+
+    task: Task
+    result: TickResult
+    data: bytes
+
+
+class Ports(NamedTuple):
+    """The outside, as one worker sees it."""
+
+    inputs: Inputs
+    outputs: Outputs
+    journal: Topic
+    models: Topic
+    store: Store
+
+
+class Worker:
+    """Runs ticks until told to stop. `trainer` is stepped between ticks; `on_tick` sees every committed tick."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ports: Ports,
+        trainer: Trainer,
+        metrics: Metrics,
+        wall_ms: Callable[[], int],
+        on_tick: Callable[[TickResult], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._ports = ports
+        self._trainer = trainer
+        self._metrics = metrics
+        self._wall_ms = wall_ms
+        self._on_tick = on_tick
+        self._rules = tick.rules(settings)
+        self._event_rules = EventRules(
+            settings.application.currency, settings.application.rates, round(settings.tick.max_ahead_s * 1000)
+        )
+        self.versions = Versions(ports.models)
+        self.version: Version = warming(settings.models)
+        self._token: Token | None = None
+        self._tasks: dict[int, Task] = {}
+        self._retry_at = 0.0
+        self._quality: deque[bool] = deque(maxlen=settings.dead_letters.window)
+        self._met = self._misplaced = 0
+        self._cpu = time.thread_time()
+        self.stopping = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker is a member, and every task of it recovered."""
+        return self._token is not None and all(task.recovery is None for task in self._tasks.values())
+
+    def run(self) -> None:
+        """Turn until `stopping` is set.
+
+        Raises:
+            Refused: going on would do harm; the message says what to do.
+        """
+        while not self.stopping:
+            self.turn()
+        log.info("stopping", extra={"tasks": sorted(self._tasks)})
+
+    def turn(self) -> bool:
+        """One turn of the loop; returns whether anything was committed, recovered or learned."""
+        began = time.monotonic()
+        wait_s = 0.0 if self._backlog() else self._settings.tick.max_wait_ms / 1000
+        try:
+            polled = self._ports.inputs.poll(wait_s, self._full())
+            self._follow(polled.token)
+            self._take_in(polled.records)
+            self._spent("poll")
+            if began < self._retry_at or self._token is None:
+                return False
+            busy = self._recover()
+            self._adopt()
+            prepared = self._prepare()
+            self._spent("process")
+            if prepared:
+                self._commit(prepared)
+                self._metrics.tick_seconds.observe(time.monotonic() - began)
+            busy = self._trainer.step() or busy
+            self._spent("train")
+        except Retriable as error:
+            self._hold_off(error)
+            return False
+        return busy or bool(prepared)
+
+    def close(self) -> None:
+        """Give everything back; what is committed but not applied is replayed by whoever comes next."""
+        self._trainer.close()
+        for port in self._ports:
+            port.close()
+
+    # 1. Poll
+
+    def _backlog(self) -> bool:
+        return any(task.recovery or any(task.buffers.values()) for task in self._tasks.values())
+
+    def _full(self) -> frozenset[tuple[str, int]]:
+        limit = 2 * self._settings.tick.max_events
+        return frozenset(
+            (topic, task.number)
+            for task in self._tasks.values()
+            for topic, buffer in task.buffers.items()
+            if len(buffer) >= limit
+        )
+
+    def _follow(self, token: Token | None) -> None:
+        """A new generation or assignment: every task is recovered before it is worked on."""
+        before, self._token = self._token, token
+        if token is None:
+            self._tasks.clear()
+        elif before is None or (token.generation, token.tasks) != (before.generation, before.tasks):
+            log.info("assigned", extra={"generation": token.generation, "tasks": sorted(token.tasks)})
+            self._tasks = {number: self._new_task(number, token) for number in sorted(token.tasks)}
+        self._metrics.tasks.labels("ready").set(sum(task.recovery is None for task in self._tasks.values()))
+        self._metrics.tasks.labels("recovering").set(sum(task.recovery is not None for task in self._tasks.values()))
+
+    def _new_task(self, number: int, token: Token) -> Task:
+        ports, settings = self._ports, self._settings
+        recovery = Recovery(
+            number,
+            ports.inputs.partitions,
+            settings.application.name,
+            round(settings.journal.retention_days * 86_400_000),
+            ports.inputs,
+            ports.store,
+            ports.journal,
+            token.generation,
+        )
+        buffers = {topic: deque[Decoded]() for topic in ports.inputs.topics}
+        return Task(number, recovery, RowCache(settings.customers.cache_rows), buffers)
+
+    def _take_in(self, records: Sequence[Record]) -> None:
+        now = time.monotonic()
+        for record in records:
+            task = self._tasks.get(record.partition)
+            if task is None or task.recovery is not None:
+                continue  # read again once the task is recovered and sought
+            task.buffers[record.topic].append(clock.read(record, self._event_rules))
+            task.heard[record.topic] = now
+
+    def _recover(self) -> bool:
+        recovering = [task for task in self._tasks.values() if task.recovery is not None]
+        for task in recovering:
+            assert task.recovery is not None
+            try:
+                state = task.recovery.step()
+            except TaskLost as error:
+                self._lose([task], "store", error)
+                continue
+            if state is None:
+                continue
+            self._metrics.recoveries.inc()
+            self._metrics.replayed.inc(task.recovery.replayed)
+            log.info(
+                "recovered",
+                extra={"task": task.number, "seq": state.seq, "replayed": task.recovery.replayed},
+            )
+            task.state, task.recovery = state, None
+            task.heard = dict.fromkeys(task.buffers, time.monotonic())
+        return bool(recovering)
+
+    # 2. and 3. Read, run
+
+    def _adopt(self) -> None:
+        """Change to the newest model version, between ticks."""
+        version = self.versions.refresh()
+        if version is None or version is self.version:
+            return
+        self.version = version
+        metrics = self._metrics
+        metrics.model_version.set(version.number)
+        metrics.model_published.set(self.versions.published_ms.get(version.number, 0) / 1000)
+        for name, model in (("anomaly", version.anomaly), ("segments", version.segments), ("churn", version.churn)):
+            metrics.model_ready.labels(name).set(model.ready)
+            for figure, value in model.figures().items():
+                metrics.model_figure.labels(name, figure).set(value)
+
+    def _prepare(self) -> list[Prepared]:
+        prepared = []
+        for task in self._tasks.values():
+            if task.recovery is None:
+                try:
+                    one = self._run(task)
+                except TaskLost as error:
+                    self._lose([task], "store", error)
+                    continue
+                if one is not None:
+                    prepared.append(one)
+        return prepared
+
+    def _run(self, task: Task) -> Prepared | None:
+        settings, state, store = self._settings.tick, task.state, self._ports.store
+        ended = self._released(task)
+        highs = {topic: state.highs.get(topic, 0) for topic in task.buffers}
+        heads = [buffer[0].time_ms for buffer in task.buffers.values() if buffer]
+        start_ms = max(state.stream_time_ms, min(heads, default=0))
+        until_ms = start_ms + round(settings.max_span_hours * 3_600_000)
+        taken = clock.take(task.buffers, ended, highs, settings.max_events, until_ms)
+        highs = clock.raised(highs, taken)
+        released = frozenset(topic for topic in ended if not task.buffers[topic])
+        wall_ms = self._wall_ms()
+        live = state.live
+        if taken:
+            live = abs(wall_ms - taken[-1].time_ms) <= settings.live_within_s * 1000
+        follow_ms = wall_ms - round(settings.idle_after_s * 1000) if live else None
+        now_ms = clock.stream_time(state.stream_time_ms, highs, released, follow_ms)
+        wakes = store.due(task.number, now_ms, settings.max_wakes) if now_ms else []
+        if not taken and not wakes:
+            return None
+        customers = tick.touched(taken, wakes)
+        marker, loaded = store.load(task.number, task.cache.missing(customers))
+        seq = marker.state.seq if marker else 0
+        if seq != state.seq:
+            raise TaskLost(f"the store is at tick {seq} of task {task.number}, this worker at {state.seq}")
+        rows, known = task.cache.gather(customers, loaded)
+        self._spent("load")
+        before = TickInput(
+            task.number,
+            self._ports.inputs.partitions,
+            state,
+            taken,
+            wakes,
+            sorted(released),
+            now_ms,
+            live,
+            self.version,
+        )
+        result = tick.run(before, customers, rows, known, self._rules)
+        return Prepared(task, result, journal.encode(result.entry))
+
+    def _released(self, task: Task) -> frozenset[str]:
+        """Topics read to their end and silent for `tick.idle_after_s`."""
+        silent_since = time.monotonic() - self._settings.tick.idle_after_s
+        quiet = {topic for topic, heard in task.heard.items() if heard <= silent_since}
+        return self._ports.inputs.ended(task.number) & quiet if quiet else frozenset()
+
+    # 4. Commit
+
+    def _commit(self, prepared: Sequence[Prepared]) -> None:
+        assert self._token is not None
+        records: list[Outgoing] = []
+        offsets: list[Offset] = []
+        last_chunk = []
+        for task, result, data in prepared:
+            entry = result.entry
+            alerts = self._settings.topic("alerts")
+            records += [Outgoing(alerts, None, a.key.encode(), a.value, (CONTENT_TYPE,)) for a in entry.alerts]
+            records += [self._dead_letter(letter) for letter in result.dead_letters]
+            headers = {"driftline-seq": b"%d" % entry.seq}
+            records += chunked(self._settings.topic("journal"), task.number, b"%d" % task.number, data, headers)
+            last_chunk.append(len(records) - 1)
+            offsets += [
+                Offset(topic, task.number, next_offset, entry.seq, entry.state.incarnation)
+                for topic, next_offset in entry.state.offsets.items()
+            ]
+        try:
+            written = self._ports.outputs.commit(records, offsets, self._token)
+        except TaskLost as error:
+            self._lose([one.task for one in prepared], "stale", error)
+            return
+        except OutcomeUnknown as error:
+            self._lose(list(self._tasks.values()), "unknown", error)
+            self._ports.outputs.reset()
+            return
+        self._spent("commit")
+        for one, place in zip(prepared, last_chunk, strict=True):
+            self._apply(one, written[place])
+
+    def _dead_letter(self, letter: DeadLetter) -> Outgoing:
+        record = letter.record
+        headers = [
+            *record.headers,
+            ("driftline-reason", letter.reason.encode()),
+            ("driftline-detail", letter.detail.encode()),
+            ("driftline-topic", record.topic.encode()),
+            ("driftline-partition", b"%d" % record.partition),
+            ("driftline-offset", b"%d" % record.offset),
+        ]
+        value = record.value
+        if value is None and record.key is None:
+            # The client refuses a record with neither key nor value.
+            headers.append(("driftline-null-value", b"1"))
+            value = b""
+        return Outgoing(self._settings.topic("dead_letters"), None, record.key, value, tuple(headers))
+
+    # 5. Apply
+
+    def _apply(self, prepared: Prepared, journal_offset: int) -> None:
+        assert self._token is not None
+        task, result, data = prepared
+        entry = result.entry
+        marker = Marker(entry.state, self._token.generation, journal_offset, entry.partitions)
+        try:
+            self._ports.store.apply(task.number, entry.prev_seq, marker, entry.customers, entry.rows, entry.forgotten)
+        except (TaskLost, Retriable) as error:
+            self._lose([task], "apply", error)  # committed: the journal brings the store level
+        else:
+            task.state = entry.state
+            task.cache.put(entry.customers, entry.rows, entry.forgotten)
+        self._spent("apply")
+        self._report(task, result, len(data))
+        if self._on_tick is not None:
+            self._on_tick(result)
+        self._check_quality(result)
+
+    def _lose(self, tasks: Sequence[Task], reason: str, error: Exception) -> None:
+        """Drop what these tasks hold in memory and recover them."""
+        log.warning("recovering: %s", error, extra={"tasks": [task.number for task in tasks], "reason": reason})
+        self._metrics.aborted.labels(reason).inc()
+        if self._token is not None:
+            for task in tasks:
+                self._tasks[task.number] = self._new_task(task.number, self._token)
+        if isinstance(error, Retriable):
+            self._retry_at = time.monotonic() + RETRY_S
+
+    def _hold_off(self, error: Retriable) -> None:
+        """The outside does not answer: recover everything, polling meanwhile, so that the membership is kept."""
+        self._lose(list(self._tasks.values()), type(error).__name__, error)
+        self._retry_at = time.monotonic() + RETRY_S
+
+    def _check_quality(self, result: TickResult) -> None:
+        """Stop where so much is unusable that something upstream must be wrong."""
+        letters = len(result.dead_letters)
+        self._quality.extend([True] * letters + [False] * len(result.entry.who))
+        share = sum(self._quality) / max(len(self._quality), 1)
+        limit = self._settings.dead_letters
+        if len(self._quality) == limit.window and share > limit.max_share and letters:
+            last = result.dead_letters[-1]
+            raise TooManyDeadLetters(
+                f"{share:.0%} of the last {limit.window} records could not be used; the last one, "
+                f"{last.record.topic}-{last.record.partition}-{last.record.offset}: {last.reason}: {last.detail}. "
+                "Mend the producer, or raise dead_letters.max_share"
+            )
+        self._met += result.met
+        self._misplaced += result.misplaced
+        seen = self._met + self._misplaced
+        if seen >= MISPLACED_AFTER and self._misplaced > MISPLACED_SHARE * seen:
+            raise Misconfigured(
+                f"{self._misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
+                f"{self._settings.kafka.partitioner} does not put them in; set it to the producers' partitioner, or "
+                "have them key records by customer id"
+            )
+
+    def _report(self, task: Task, result: TickResult, journal_bytes: int) -> None:
+        metrics, entry = self._metrics, result.entry
+        metrics.ticks.inc()
+        metrics.wakes.inc(len(entry.wakes))
+        metrics.journal_bytes.inc(journal_bytes)
+        for name, count in result.counts.items():
+            if name == "duplicate":
+                metrics.ignored.labels(name).inc(count)
+            elif name in ("late", "clamped"):
+                metrics.unordered.labels(name).inc(count)
+            else:
+                metrics.events.labels(name).inc(count)
+        for reason, count in Counter(letter.reason for letter in result.dead_letters).items():
+            metrics.dead_letters.labels(reason).inc(count)
+        for (kind, reason), count in result.held.items():
+            metrics.held.labels(kind, reason).inc(count)
+        for kind, count in Counter(result.alert_kinds).items():
+            metrics.alerts.labels(kind).inc(count)
+            metrics.last_alert.labels(kind).set(self._wall_ms() / 1000)
+        number = str(task.number)
+        metrics.customers.labels(number).set(entry.state.customers)
+        metrics.lag.labels(number).set((self._wall_ms() - entry.state.stream_time_ms) / 1000)
+        if entry.alerts or result.dead_letters:
+            log.info(
+                "tick",
+                extra={
+                    "task": task.number,
+                    "seq": entry.seq,
+                    "events": len(entry.who),
+                    "alerts": [alert.id for alert in entry.alerts],
+                    "dead_letters": len(result.dead_letters),
+                },
+            )
+
+    def _spent(self, phase: str) -> None:
+        now = time.thread_time()
+        self._metrics.phase_seconds.labels(phase).inc(now - self._cpu)
+        self._cpu = now

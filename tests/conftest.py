@@ -1,0 +1,68 @@
+"""Servers for the tests that ask for one: started once per session, and named at the end of the run."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.servers import KafkaServer, RedisServer, ServerUnavailable
+from tests.servers.server import Server
+
+RAN_ON = pytest.StashKey[list[str]]()
+UNAVAILABLE = pytest.StashKey[list[tuple[str, ServerUnavailable]]]()
+
+
+@pytest.fixture(scope="session")
+def kafka_server(pytestconfig: pytest.Config) -> Iterator[KafkaServer]:
+    """The session's Kafka. A test may kill or pause it: `kafka_bootstrap` brings it back for the next one."""
+    _start(server := KafkaServer(), pytestconfig)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(pytestconfig: pytest.Config) -> Iterator[RedisServer]:
+    """The session's Redis, append-only. A test may kill or pause it: `redis_url` brings it back for the next one."""
+    _start(server := RedisServer(appendonly=True), pytestconfig)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def kafka_bootstrap(kafka_server: KafkaServer) -> str:
+    """Address of a Kafka that answers. Topics of earlier tests are still there: name yours anew."""
+    kafka_server.start()
+    return kafka_server.bootstrap_servers
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Address of a Redis that answers and is empty."""
+    redis_server.start()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+def _start(server: Server, config: pytest.Config) -> None:
+    try:
+        with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            server.start()  # uncaptured: the first start fetches, and says so
+    except ServerUnavailable as error:
+        config.stash.setdefault(UNAVAILABLE, []).append((server.product, error))
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+    config.stash.setdefault(RAN_ON, []).append(server.how)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    """Say last, under every other summary, which servers the tests ran on and which tests a missing one kept away."""
+    result = yield
+    for product, error in config.stash.get(UNAVAILABLE, []):
+        terminalreporter.section(f"TESTS ON {product.upper()} DID NOT RUN", sep="!", red=True)
+        terminalreporter.line(f"reason: {error.reason}")
+        terminalreporter.line(f"remedy: {error.remedy}")
+    if ran_on := config.stash.get(RAN_ON, []):
+        terminalreporter.line("servers: " + " · ".join(ran_on))
+    return result
