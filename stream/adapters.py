@@ -118,9 +118,10 @@ def _places(path: Path, header: list[str]) -> dict[str, int]:
         if found:
             places[field] = found[0]
     if "timestamp" not in places or not ("userId" in places or "anonymousId" in places):
+        customers, times = (", ".join(COLUMNS[field][:4]) for field in ("userId", "timestamp"))
         raise SettingsError(
-            f"{path}: its columns are {', '.join(header) or 'none'}; a customer column "
-            f"({', '.join(COLUMNS['userId'][:4])}, …) and a time column ({', '.join(COLUMNS['timestamp'][:4])}, …) are needed. Rename them in the first line"
+            f"{path}: its columns are {', '.join(header) or 'none'}; a customer column ({customers}, …) and one "
+            f"for the time ({times}, …) are needed. Rename them in the first line"
         )
     return places
 

@@ -5,7 +5,7 @@ library's error through.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stream.events import Record
 from stream.processing.customer import Rows
@@ -21,7 +21,7 @@ class Token(NamedTuple):
 
     generation: int
     tasks: frozenset[int]
-    proof: object
+    proof: Any
 
 
 class Polled(NamedTuple):
@@ -116,10 +116,11 @@ class Topic(Protocol):
 
     def partitions(self) -> int: ...
 
-    def read(self, partition: int, start: int | None, limit: int) -> Sequence[Record]:
-        """Up to `limit` records from offset `start` on (None = the oldest kept); empty at the end.
+    def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+        """Up to `limit` records from offset `start` on; empty at the end.
 
-        Records removed by retention are skipped: the first offset returned may lie above `start`.
+        Records removed by retention are skipped: the first offset returned may lie above `start`, so 0 is the oldest
+        record kept.
         """
         ...
 

@@ -59,7 +59,7 @@ class Recovery:
     generation: int
     _committed: Committed | None = None
     _marker: Marker | None = None
-    _position: int | None = None
+    _position: int = 0
     _chunks: Chunks | None = None
     replayed: int = 0
 
@@ -88,12 +88,12 @@ class Recovery:
         if marker is not None and (marker.state.incarnation != committed.incarnation or seq > committed.seq):
             raise StoreAhead(
                 f"task {self.task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
-                f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, or "
-                "somebody reset the group's offsets; restore the offsets, or empty this application's Redis keys and "
+                f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
+                "or somebody reset the offsets; restore them, or empty this application's Redis keys, and "
                 "start under a new application.name"
             )
         if seq < committed.seq:
-            self._position = marker.journal_offset + 1 if marker else None
+            self._position = marker.journal_offset + 1 if marker else 0
             return None
         return self._agreed(marker.state if marker else TaskState())
 

@@ -53,7 +53,7 @@ class Trainer:
         self._versions = Versions(models_topic)
         self._learner = warming(settings.models)
         self._learned = {"events": 0, "customers": 0, "labels": 0}
-        self._positions: dict[int, int | None] = {}
+        self._positions: dict[int, int] = {}
         self._done: dict[int, int] = {}
         self._chunks: dict[int, Chunks] = {}
         self._next_task = 0
@@ -69,7 +69,7 @@ class Trainer:
         count = self._journal.partitions()
         for turn in range(count):
             task = (self._next_task + turn) % count
-            records = self._journal.read(task, self._positions.get(task), STEP_RECORDS)
+            records = self._journal.read(task, self._positions.get(task, 0), STEP_RECORDS)
             for record in records:
                 self._positions[task] = record.offset + 1
                 data = self._chunks.setdefault(task, Chunks()).add(record.value or b"", record.headers)

@@ -32,7 +32,7 @@ class Versions:
 
     def __init__(self, topic: Topic) -> None:
         self._topic = topic
-        self._position: int | None = None
+        self._position = 0
         self._parts: dict[int, dict[int, bytes]] = {}
         self.newest: Version | None = None
         self.published_ms: dict[int, int] = {}
@@ -67,7 +67,7 @@ class Versions:
         """Versions by number, for running old ticks again; those that are gone are left out."""
         found: dict[int, Version] = {}
         parts: dict[int, dict[int, bytes]] = {}
-        position: int | None = None
+        position = 0
         while records := self._topic.read(0, position, 100):
             position = records[-1].offset + 1
             for record in records:

@@ -78,7 +78,10 @@ class Ports(NamedTuple):
 
 
 class Worker:
-    """Runs ticks until told to stop. `trainer` is stepped between ticks; `on_tick` sees every committed tick."""
+    """Runs ticks until told to stop. `trainer` is stepped between ticks; `on_tick` sees every committed tick.
+
+    `turned_at` (monotonic seconds) is when the loop last turned; `stopping` ends it after the turn at hand.
+    """
 
     def __init__(
         self,
@@ -104,10 +107,12 @@ class Worker:
         self._token: Token | None = None
         self._tasks: dict[int, Task] = {}
         self._retry_at = 0.0
+        self._busy = False
         self._quality: deque[bool] = deque(maxlen=settings.dead_letters.window)
         self._met = self._misplaced = 0
         self._cpu = time.thread_time()
         self.stopping = False
+        self.turned_at = time.monotonic()
 
     @property
     def ready(self) -> bool:
@@ -126,8 +131,12 @@ class Worker:
 
     def turn(self) -> bool:
         """One turn of the loop; returns whether anything was committed, recovered or learned."""
-        began = time.monotonic()
-        wait_s = 0.0 if self._backlog() else self._settings.tick.max_wait_ms / 1000
+        self._busy = self._turn()
+        return self._busy
+
+    def _turn(self) -> bool:
+        began = self.turned_at = time.monotonic()
+        wait_s = 0.0 if self._busy else self._settings.tick.max_wait_ms / 1000
         try:
             polled = self._ports.inputs.poll(wait_s, self._full())
             self._follow(polled.token)
@@ -156,9 +165,6 @@ class Worker:
             port.close()
 
     # 1. Poll
-
-    def _backlog(self) -> bool:
-        return any(task.recovery or any(task.buffers.values()) for task in self._tasks.values())
 
     def _full(self) -> frozenset[tuple[str, int]]:
         limit = 2 * self._settings.tick.max_events

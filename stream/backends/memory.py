@@ -183,8 +183,8 @@ class MemoryTopic:
     def partitions(self) -> int:
         return len(self._logs)
 
-    def read(self, partition: int, start: int | None, limit: int) -> Sequence[Record]:
-        return self._logs[partition].read(start or 0, limit)
+    def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+        return self._logs[partition].read(start, limit)
 
     def owned(self) -> bool:
         return True

@@ -5,6 +5,7 @@ The same files give the same bytes every time. Several files are merged by event
 
 import argparse
 import base64
+import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, settings: Settings) -> int:
     """Replay the files."""
+    logging.getLogger("stream").setLevel(logging.WARNING)
     console = Console(stderr=True)
     names = [f"file{i}-{path.name}" for i, path in enumerate(arguments.files)]
     counts = {"events": 0, "alerts": 0, "dead": 0}

@@ -1,0 +1,104 @@
+"""Our topics: created and checked."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from stream.backends.kafka.client import connection, mapping
+from stream.backends.kafka.outputs import MAX_REQUEST_BYTES
+from stream.errors import Misconfigured
+from stream.settings import Settings
+
+DAY_MS = 86_400_000
+
+
+class TopicCheck(NamedTuple):
+    """One topic as it is; `faults` say what is wrong with it and what to do."""
+
+    name: str
+    partitions: int
+    faults: tuple[str, ...]
+
+
+def create_topics(settings: Settings, partitions: int, replication: int) -> list[str]:
+    """Create what is missing, inputs included; returns the names created. Existing topics are left as they are."""
+    with mapping("creating topics"), _admin(settings) as admin:
+        present = set(admin.list_topics())
+        counts = {name: _partitions(admin, name) for name in settings.inputs if name in present}
+        partitions = next(iter(counts.values()), partitions)
+        inputs: dict[str, tuple[int, Mapping[str, str]]] = {name: (partitions, {}) for name in settings.inputs}
+        wanted = inputs | _ours(settings, partitions)
+        missing = {name: spec for name, spec in wanted.items() if name not in present}
+        if missing:
+            admin.create_topics(
+                {
+                    name: {"num_partitions": count, "replication_factor": replication, "configs": dict(configs)}
+                    for name, (count, configs) in missing.items()
+                }
+            )
+        return sorted(missing)
+
+
+def check_topics(settings: Settings) -> list[TopicCheck]:
+    """Every topic the worker needs, with what is wrong with it."""
+    with mapping("checking topics"), _admin(settings) as admin:
+        present = set(admin.list_topics())
+        counts = {name: _partitions(admin, name) if name in present else 0 for name in settings.inputs}
+        needed = max(counts.values())
+        checks = []
+        for name, count in counts.items():
+            faults = []
+            if not count:
+                faults.append("does not exist: run `driftline topics create`")
+            elif count != needed:
+                faults.append(f"has {count} partitions, the other input topic {needed}: they must be equal")
+            checks.append(TopicCheck(name, count, tuple(faults)))
+        for name, (expected, configs) in _ours(settings, needed).items():
+            if name not in present:
+                checks.append(TopicCheck(name, 0, ("does not exist: run `driftline topics create`",)))
+                continue
+            count = _partitions(admin, name)
+            faults = []
+            exact = name in (settings.topic("journal"), settings.topic("models"))
+            if exact and count != expected:
+                faults.append(
+                    f"has {count} partitions, needs {expected}: delete it while it is empty and create it again"
+                )
+            actual = _configs(admin, name, configs)
+            faults += [
+                f"{key} is {actual[key]}, should be {value}" for key, value in configs.items() if actual[key] != value
+            ]
+            checks.append(TopicCheck(name, count, tuple(faults)))
+        return checks
+
+
+def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[str, str]]]:
+    journal_ms = str(round(settings.journal.retention_days * DAY_MS))
+    large = {"max.message.bytes": str(MAX_REQUEST_BYTES)}
+    month = str(30 * DAY_MS)
+    return {
+        settings.topic("alerts"): (partitions, {"cleanup.policy": "delete", "retention.ms": month}),
+        settings.topic("dead_letters"): (partitions, {"cleanup.policy": "delete", "retention.ms": month, **large}),
+        settings.topic("journal"): (partitions, {"cleanup.policy": "delete", "retention.ms": journal_ms, **large}),
+        settings.topic("models"): (1, {"cleanup.policy": "compact", **large}),
+    }
+
+
+def _admin(settings: Settings) -> KafkaAdminClient:
+    return KafkaAdminClient(**connection(settings.kafka, f"driftline-{settings.application.instance}-admin"))
+
+
+def _partitions(admin: KafkaAdminClient, name: str) -> int:
+    (topic,) = admin.describe_topics([name])
+    if topic.get("error_code"):
+        raise Misconfigured(f"the topic {name} cannot be described: error {topic['error_code']}")
+    return len(topic["partitions"])
+
+
+def _configs(admin: KafkaAdminClient, name: str, wanted: Mapping[str, str]) -> dict[str, str]:
+    resource = ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(wanted))
+    found = admin.describe_configs([resource], config_filter="all")
+    values = next(iter(found.values()))[name]
+    return {key: str(values[key]["value"]) for key in wanted}

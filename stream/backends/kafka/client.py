@@ -1,0 +1,67 @@
+"""What all Kafka clients of ours share: connection settings, and the client's errors mapped to ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from kafka import errors as kafka_errors
+
+from stream.errors import BrokerUnavailable, DriftlineError, Misconfigured
+from stream.settings import Kafka
+
+REQUEST_TIMEOUT_MS = 10_000
+
+
+def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
+    """Keyword arguments of every client.
+
+    Raises:
+        Misconfigured: the package crc32c is missing; without it a record costs nine times as much.
+    """
+    if find_spec("crc32c") is None:
+        raise Misconfigured("the package crc32c is not installed; run `pip install crc32c`")
+    found = {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        "client_id": client_id,
+        "security_protocol": settings.security_protocol,
+        "ssl_cafile": settings.ssl_cafile,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def mapped(error: Exception, doing: str) -> DriftlineError:
+    """Our error for one of the client's: what cannot be mended by waiting is `Misconfigured`."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, kafka_errors.AuthorizationError):
+        return Misconfigured(f"{doing}: {said}; grant this user the permission, or set kafka.sasl_username")
+    if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
+        return Misconfigured(f"{doing}: {said}; check kafka.sasl_username and kafka.sasl_password")
+    if isinstance(error, kafka_errors.FencedInstanceIdError):
+        return Misconfigured(
+            f"{doing}: another worker has the same application.instance; give each worker a name of its own"
+        )
+    if isinstance(error, kafka_errors.OffsetOutOfRangeError):
+        return Misconfigured(
+            f"{doing}: {said}; records were removed by the topic's retention before they were processed. Raise "
+            "retention.ms of the input topics; to go on without those records use a new application.name"
+        )
+    if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordListTooLargeError):
+        return Misconfigured(f"{doing}: {said}; raise max.message.bytes of the topic (`driftline topics check`)")
+    if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
+        return Misconfigured(f"{doing}: {said}; create the topic (`driftline topics create`)")
+    if isinstance(error, kafka_errors.KafkaConfigurationError):
+        return Misconfigured(f"{doing}: {said}")
+    return BrokerUnavailable(f"{doing}: {said}")
+
+
+@contextmanager
+def mapping(doing: str) -> Iterator[None]:
+    """Map every error of the client that leaves the block."""
+    try:
+        yield
+    except kafka_errors.KafkaError as error:
+        raise mapped(error, doing) from error

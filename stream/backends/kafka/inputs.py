@@ -1,0 +1,231 @@
+"""The input topics as one member of the consumer group."""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import orjson
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping
+from stream.errors import Misconfigured
+from stream.events import Record
+from stream.ports import Committed, Polled, Token
+from stream.settings import Settings
+
+MAX_POLL_RECORDS = 2_000
+MAX_POLL_INTERVAL_MS = 60_000
+COMMITTED_TIMEOUT_MS = 5_000
+STUCK_AFTER_S = 15.0
+"""A member with no partitions for this long, although there are more partitions than members, subscribes again."""
+
+
+class Proof(NamedTuple):
+    """What a token stands on: our count of assignments, and the client's group metadata for the broker to check."""
+
+    epoch: int
+    metadata: Any
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
+    """Runs on the client's I/O loop: flips state under the lock and returns; the main loop does the work."""
+
+    def __init__(self, inputs: "KafkaInputs") -> None:
+        self._inputs = inputs
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        self._inputs.take_over(frozenset(assigned))
+
+    def on_partitions_revoked(self, revoked: Any) -> None:  # noqa: ARG002  the range assignor revokes everything
+        self._inputs.let_go()
+
+    def on_partitions_lost(self, lost: Any) -> None:  # noqa: ARG002
+        self._inputs.let_go()
+
+
+class KafkaInputs:
+    """A static member with the range assignor: the only one that keeps a task's partitions together.
+
+    `isolation_level` is `read_committed` although the inputs need not be transactional: it makes `committed` wait for
+    the open transaction of a task's former owner. Offsets are never committed here, only in `KafkaOutputs`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.topics: tuple[str, ...] = settings.inputs
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._stable = False
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._sought: set[TopicPartition] = set()
+        self._idle_since = time.monotonic()
+        kafka = settings.kafka
+        self._group = settings.application.name
+        with mapping("joining the consumer group"):
+            self._consumer = KafkaConsumer(
+                **connection(kafka, f"driftline-{settings.application.instance}"),
+                group_id=self._group,
+                group_instance_id=f"{self._group}-{settings.application.instance}",
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                partition_assignment_strategy=[RangePartitionAssignor],
+                max_poll_records=MAX_POLL_RECORDS,
+                max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+                session_timeout_ms=round(kafka.session_timeout_s * 1000),
+                heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
+                request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
+            )
+            try:
+                # The metadata must be here before the group is joined, or the leader assigns no partitions for ever.
+                self.partitions = self._count_partitions()
+                self._consumer.subscribe(list(self.topics), listener=_Listener(self))
+            except BaseException:
+                self._consumer.close(autocommit=False)
+                raise
+
+    def poll(self, timeout_s: float, full: frozenset[tuple[str, int]]) -> Polled:
+        epoch = self._epoch
+        self._apply_pauses(full)
+        with mapping("polling the input topics"):
+            batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+        token = self._token()
+        if self._epoch != epoch:
+            return Polled((), token)  # of the assignment before: they are read again after recovery
+        self._watch_for_lockup(token)
+        records = [
+            Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, tuple(one.headers or ()))
+            for batch in batches.values()
+            for one in batch
+        ]
+        return Polled(records, token)
+
+    def committed(self, task: int) -> Committed | None:
+        # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with
+        # what was committed then (tests/integration/test_servers.py shows it): forget it.
+        self._consumer._coordinator._offset_fetch_futures.clear()
+        found = {}
+        for topic in self.topics:
+            with mapping(f"reading the committed offset of {topic}-{task}"):
+                found[topic] = self._consumer.committed(
+                    TopicPartition(topic, task), metadata=True, timeout_ms=COMMITTED_TIMEOUT_MS
+                )
+        offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
+        if not offsets:
+            return None
+        stamps = {stamp.metadata for stamp in found.values() if stamp is not None}
+        try:
+            (stamp,) = stamps
+            values = orjson.loads(stamp)
+            return Committed(offsets, values["seq"], values["inc"])
+        except (ValueError, KeyError, TypeError):
+            raise Misconfigured(
+                f"task {task}: the offsets of group {self._group} carry {sorted(map(str, stamps))}, not the "
+                "stamp of one tick; something other than Driftline committed them. Use an application.name of its own"
+            ) from None
+
+    def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
+        partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
+        with mapping(f"seeking task {task}"):
+            if offsets is None:
+                ask = self._consumer.beginning_offsets if self._starts_early() else self._consumer.end_offsets
+                found = ask(list(partitions.values()), timeout_ms=REQUEST_TIMEOUT_MS)
+                offsets = {topic: found[partition] for topic, partition in partitions.items()}
+        with suppress(KeyError, ValueError):  # revoked meanwhile: the next poll says so
+            for topic, partition in partitions.items():
+                self._consumer.seek(partition, offsets[topic])
+                self._sought.add(partition)
+        return offsets
+
+    def ended(self, task: int) -> frozenset[str]:
+        ended = set()
+        for topic in self.topics:
+            partition = TopicPartition(topic, task)
+            # A transaction still open at the tail keeps the position below the end: the topic has not ended then.
+            with suppress(KeyError, kafka_errors.IllegalStateError):
+                high = self._consumer.highwater(partition)
+                position = self._consumer._subscription.assignment[partition].position
+                if partition in self._sought and None not in (high, position) and position.offset >= high:
+                    ended.add(topic)
+        return frozenset(ended)
+
+    def close(self) -> None:
+        with mapping("leaving the consumer group"):
+            self._consumer.close(autocommit=False)
+
+    def take_over(self, assigned: frozenset[TopicPartition]) -> None:
+        """A new assignment: nothing of it is fetched before each task has been recovered and sought.
+
+        Runs on the client's I/O loop, so it calls nothing that waits, and nothing of the client under our lock.
+        """
+        for partition in assigned:
+            self._consumer.seek(partition, 0)  # so that the client does not fetch and trust offsets of its own
+        self._consumer.pause(*assigned)
+        with self._lock:
+            self._epoch += 1
+            self._assigned, self._stable, self._sought = assigned, True, set()
+
+    def let_go(self) -> None:
+        """A rebalance has begun: whatever is in flight must not be committed."""
+        with self._lock:
+            self._epoch += 1
+            self._assigned, self._stable, self._sought = frozenset(), False, set()
+
+    def holds(self, token: Token) -> bool:
+        """Whether the token is still that of the present assignment."""
+        return token == self._token()
+
+    def _token(self) -> Token | None:
+        """Membership and assignment of one moment. A negative generation is a membership already lost."""
+        with self._lock:
+            epoch, assigned, stable = self._epoch, self._assigned, self._stable
+        metadata = self._consumer.group_metadata()
+        if not stable or epoch != self._epoch or metadata.generation_id < 0 or not metadata.member_id:
+            return None
+        tasks = frozenset(partition.partition for partition in assigned)
+        if len(assigned) != len(tasks) * len(self.topics):
+            raise Misconfigured(
+                f"the group assigned {sorted(assigned)}: a task came without all its topics. Let nothing else join the "
+                f"consumer group {self._group}"
+            )
+        return Token(metadata.generation_id, tasks, Proof(epoch, metadata))
+
+    def _apply_pauses(self, full: frozenset[tuple[str, int]]) -> None:
+        with suppress(KeyError):  # revoked meanwhile
+            paused = self._consumer.paused()
+            for partition in self._assigned:
+                wanted = partition not in self._sought or (partition.topic, partition.partition) in full
+                if wanted and partition not in paused:
+                    self._consumer.pause(partition)
+                elif not wanted and partition in paused:
+                    self._consumer.resume(partition)
+
+    def _watch_for_lockup(self, token: Token | None) -> None:
+        now = time.monotonic()
+        if token is None or token.tasks or now - self._idle_since < STUCK_AFTER_S:
+            self._idle_since = now if token is None or token.tasks else self._idle_since
+            return
+        self._idle_since = now
+        self._consumer.subscribe(list(self.topics), listener=_Listener(self))
+
+    def _starts_early(self) -> bool:
+        return self._settings.kafka.start_at == "earliest"
+
+    def _count_partitions(self) -> int:
+        counts = {topic: len(self._consumer.partitions_for_topic(topic) or ()) for topic in self.topics}
+        missing = [topic for topic, count in counts.items() if count == 0]
+        if missing:
+            raise Misconfigured(
+                f"the input topic {' and '.join(missing)} does not exist; create it, or run `driftline topics create`"
+            )
+        if len(set(counts.values())) != 1:
+            raise Misconfigured(
+                f"the input topics have {counts} partitions; a customer's events must lie in the same partition number "
+                "of each, so the counts must be equal: add partitions to the smaller one before it holds data, or copy "
+                "it into a new topic"
+            )
+        return counts[self.topics[0]]

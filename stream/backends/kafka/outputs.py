@@ -1,0 +1,155 @@
+"""The transactional writer, with a watchdog: the client's transaction calls may wait for ever."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from kafka import KafkaProducer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.structs import OffsetAndMetadata
+
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapped, mapping
+from stream.errors import Misconfigured, OutcomeUnknown, TaskLost
+from stream.ports import Offset, Outgoing, Token
+from stream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 2_000_000
+"""Above the client's 1 MiB: a dead letter carries a record of up to that size and headers of ours."""
+
+STALE = (
+    kafka_errors.CommitFailedError,
+    kafka_errors.IllegalGenerationError,
+    kafka_errors.UnknownMemberIdError,
+    kafka_errors.RebalanceInProgressError,
+)
+"""The group has moved on; the transaction can be aborted and the producer goes on."""
+
+
+class KafkaOutputs:
+    """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open."""
+
+    def __init__(self, settings: Settings, name: str, holds: Callable[[Token], bool] = lambda _: True) -> None:
+        self._settings = settings
+        self._name = f"{settings.application.name}-{name}"
+        self._holds = holds
+        self._producer: KafkaProducer | None = None
+        self.reset()
+
+    def commit(self, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token) -> Sequence[int]:
+        producer = self._ensure()
+        if not self._holds(token):
+            raise TaskLost("the assignment changed while the tick ran")
+        answer: list[Any] = []
+        thread = threading.Thread(
+            target=self._transact, args=(producer, records, offsets, token, answer), name="transaction", daemon=True
+        )
+        thread.start()
+        thread.join(self._settings.kafka.commit_timeout_s)
+        if not answer:
+            self._discard()
+            raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
+        if isinstance(answer[0], Exception):
+            self._judge(producer, answer[0])
+        return list(answer[0])
+
+    def reset(self) -> None:
+        self._discard()
+        self._ensure()
+
+    def close(self) -> None:
+        self._discard()
+
+    def _transact(
+        self,
+        producer: KafkaProducer,
+        records: Sequence[Outgoing],
+        offsets: Sequence[Offset],
+        token: Token,
+        answer: list[Any],
+    ) -> None:
+        try:
+            producer.begin_transaction()
+            futures = [
+                producer.send(one.topic, one.value, one.key, list(one.headers), one.partition) for one in records
+            ]
+            if offsets:
+                stamped = {
+                    TopicPartition(one.topic, one.task): OffsetAndMetadata(
+                        one.next_offset, orjson.dumps({"seq": one.seq, "inc": one.incarnation}).decode(), -1
+                    )
+                    for one in offsets
+                }
+                if not self._holds(token):
+                    raise kafka_errors.CommitFailedError("the assignment changed before the offsets were sent")
+                producer.send_offsets_to_transaction(stamped, token.proof.metadata)
+            producer.commit_transaction()
+            answer.append([future.get(timeout=0).offset for future in futures])
+        except Exception as error:
+            answer.append(error)
+
+    def _judge(self, producer: KafkaProducer, error: Exception) -> None:
+        """Raise what the main loop should do about a failed transaction."""
+        if isinstance(error, STALE):
+            with_watchdog = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
+            with_watchdog.start()
+            with_watchdog.join(self._settings.kafka.commit_timeout_s)
+            if with_watchdog.is_alive():
+                self._discard()
+            raise TaskLost(f"the group refused the offsets: {type(error).__name__}") from error
+        self._discard()
+        ours = mapped(error, "writing a tick") if isinstance(error, kafka_errors.KafkaError) else error
+        if isinstance(ours, Misconfigured):
+            raise ours from error
+        raise OutcomeUnknown(f"{type(error).__name__}: {error}") from error
+
+    def _ensure(self) -> KafkaProducer:
+        if self._producer is None:
+            kafka = self._settings.kafka
+            with mapping("opening the transactional producer"):
+                producer = KafkaProducer(
+                    **connection(kafka, f"driftline-{self._name}"),
+                    transactional_id=self._name,
+                    acks="all",
+                    compression_type="lz4",
+                    linger_ms=5,
+                    batch_size=1_000_000,
+                    max_request_size=MAX_REQUEST_BYTES,
+                    max_block_ms=REQUEST_TIMEOUT_MS,
+                    request_timeout_ms=REQUEST_TIMEOUT_MS,
+                    delivery_timeout_ms=2 * REQUEST_TIMEOUT_MS,
+                    transaction_timeout_ms=round(kafka.transaction_timeout_s * 1000),
+                    retry_backoff_ms=5,  # at 100 every transaction would wait 100 ms for the one before it
+                )
+                try:
+                    producer.init_transactions()
+                except BaseException:
+                    _close(producer)
+                    raise
+            self._producer = producer
+        return self._producer
+
+    def _discard(self) -> None:
+        """Throw the producer away without waiting for it: closing may hang where a transaction call does."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            closing = threading.Thread(target=_close, args=(producer,), name="closing", daemon=True)
+            closing.start()
+            closing.join(1.0)
+
+
+def _abort(producer: KafkaProducer) -> None:
+    try:
+        producer.abort_transaction()
+    except kafka_errors.KafkaError as error:
+        log.warning("aborting a transaction: %s", error)
+
+
+def _close(producer: KafkaProducer) -> None:
+    try:
+        producer.close(timeout=0)
+    except kafka_errors.KafkaError as error:
+        log.debug("closing a producer: %s", error)

@@ -1,0 +1,128 @@
+"""One of our own topics, read without a group: the journal, the models, the alerts."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping
+from stream.backends.kafka.owning import Owning
+from stream.errors import BrokerUnavailable, Misconfigured
+from stream.events import Record
+from stream.settings import Settings
+
+FILL_MS = 20
+FILL_ATTEMPTS = 500
+
+
+class KafkaTopic:
+    """Committed records of one topic, by offset.
+
+    The first read at a new place asks for the end of the partition and does not answer "nothing" before it; reads
+    that follow on return what has arrived. With `owner`, `owned` says whether this process holds the topic's one
+    partition in a group of that name.
+    """
+
+    def __init__(self, settings: Settings, name: str, owner: str | None = None) -> None:
+        self._settings = settings
+        self._name = name
+        self._owner = owner
+        self._owning: Owning | None = None
+        with mapping(f"reading {name}"):
+            self._consumer = KafkaConsumer(
+                **connection(settings.kafka, f"driftline-{settings.application.instance}-{name}"),
+                group_id=None,
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                max_poll_records=500,
+                request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
+            )
+            try:
+                self._partitions = len(self._consumer.partitions_for_topic(name) or ())
+                if not self._partitions:
+                    raise Misconfigured(f"the topic {name} does not exist; run `driftline topics create`")
+                places = [TopicPartition(name, partition) for partition in range(self._partitions)]
+                self._consumer.assign(places)
+                for place in places:
+                    self._consumer.seek(place, 0)
+                self._consumer.pause(*places)
+            except BaseException:
+                self._consumer.close(autocommit=False)
+                raise
+        self._buffers: dict[int, deque[Record]] = {partition: deque() for partition in range(self._partitions)}
+        self._next: dict[int, int] = {}
+        self._asked: dict[int, int] = {}
+        self._sure_until: dict[int, int] = {}
+
+    END = -1
+    """As `start` of a read: what comes from now on."""
+
+    def partitions(self) -> int:
+        return self._partitions
+
+    def position(self, partition: int) -> int:
+        """The offset that the next read of a partition goes on from."""
+        return self._next[partition]
+
+    def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+        if start not in (self._next.get(partition), self._asked.get(partition)):
+            self._seek(partition, start)
+        self._asked[partition] = start
+        buffer = self._buffers[partition]
+        for _ in range(FILL_ATTEMPTS):
+            sure = self._position(partition) >= self._sure_until[partition]
+            if buffer or (not self._fill(0 if sure else FILL_MS) and not buffer and sure):
+                break
+        else:
+            raise BrokerUnavailable(f"reading {self._name}-{partition}: no answer; is its leader up?")
+        taken = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        self._next[partition] = buffer[0].offset if buffer else self._position(partition)
+        if taken and not buffer:
+            self._next[partition] = taken[-1].offset + 1
+        return taken
+
+    def owned(self) -> bool:
+        if self._owner is None:
+            return False
+        with mapping(f"holding {self._name}"):
+            if self._owning is None:
+                self._owning = Owning(self._settings, self._name, self._owner)
+            return self._owning.poll()
+
+    def close(self) -> None:
+        with mapping(f"closing {self._name}"):
+            self._consumer.close(autocommit=False)
+            if self._owning is not None:
+                self._owning.close()
+
+    def _seek(self, partition: int, start: int) -> None:
+        place = TopicPartition(self._name, partition)
+        self._buffers[partition].clear()
+        with mapping(f"reading {self._name}-{partition}"):
+            first = self._consumer.beginning_offsets([place], timeout_ms=REQUEST_TIMEOUT_MS)[place]
+            self._sure_until[partition] = self._consumer.end_offsets([place], timeout_ms=REQUEST_TIMEOUT_MS)[place]
+            start = self._sure_until[partition] if start == self.END else max(start, first)
+            self._consumer.seek(place, start)
+            self._consumer.resume(place)
+        self._next[partition] = start
+
+    def _position(self, partition: int) -> int:
+        position = self._consumer._subscription.assignment[TopicPartition(self._name, partition)].position
+        return position.offset if position is not None else 0
+
+    def _fill(self, timeout_ms: int) -> bool:
+        with mapping(f"reading {self._name}"):
+            try:
+                batches = self._consumer.poll(timeout_ms=timeout_ms)
+            except kafka_errors.OffsetOutOfRangeError:
+                for partition in self._next:  # retention has passed by: go on with the oldest record kept
+                    self._seek(partition, self._next[partition])
+                return True
+        for batch in batches.values():
+            for one in batch:
+                headers = tuple(one.headers or ())
+                record = Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers)
+                self._buffers[one.partition].append(record)
+        return bool(batches)

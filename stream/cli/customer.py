@@ -1,0 +1,53 @@
+"""What is known of one customer."""
+
+import argparse
+import sys
+
+import orjson
+
+from stream.backends.kafka import KafkaTopic
+from stream.backends.redis import RedisStore
+from stream.errors import DriftlineError
+from stream.processing.version import Version
+from stream.profile import profile
+from stream.settings import Settings
+from stream.versions import Versions
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("id", help="customer id: a userId, or anon: and an anonymousId")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def main(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Print the customer; exit 1 if there is none of that id."""
+    store = RedisStore(settings)
+    try:
+        found = [row for task in store.tasks() for row in store.load(task, [arguments.id])[1].values()]
+    finally:
+        store.close()
+    if not found:
+        print(f"driftline: no customer {arguments.id!r} in application {settings.application.name!r}", file=sys.stderr)
+        return 1
+    known = profile(arguments.id, found[0], _version(settings), settings)
+    if arguments.json:
+        print(orjson.dumps(known).decode())
+    else:
+        for name, value in known.items():
+            shown = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+            print(f"{name:14} {shown}")
+    return 0
+
+
+def _version(settings: Settings) -> Version | None:
+    """The newest model version, for the segment's name; without a broker the name is left out."""
+    try:
+        topic = KafkaTopic(settings, settings.topic("models"))
+    except DriftlineError as error:
+        print(f"driftline: without the segment's name: {error}", file=sys.stderr)
+        return None
+    try:
+        return Versions(topic).refresh()
+    finally:
+        topic.close()

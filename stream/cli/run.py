@@ -1,0 +1,84 @@
+"""Run a worker, trainer included, until told to stop.
+
+SIGTERM and SIGINT end it after the tick at hand, with exit code 0.
+"""
+
+import argparse
+import logging
+import signal
+import time
+from types import FrameType
+
+from stream.backends.http import HttpServer
+from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
+from stream.backends.redis import RedisStore
+from stream.metrics import Metrics
+from stream.settings import Settings
+from stream.trainer import Trainer
+from stream.worker import Ports, Worker
+
+log = logging.getLogger(__name__)
+
+STALLED_AFTER_S = 60.0
+"""A loop that has not turned for this long is not alive: longer than any single wait within a turn."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command has no arguments of its own."""
+
+
+def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  as every command
+    """Run until SIGTERM or SIGINT."""
+    metrics = Metrics()
+    worker = assemble(settings, metrics)
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        log.info("told to stop", extra={"signal": signal.Signals(number).name})
+        worker.stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: _ready(worker))
+    log.info("started", extra={"http_port": server.port, "config": settings.config_hash})
+    try:
+        worker.run()
+    finally:
+        worker.close()
+        server.close()
+    return 0
+
+
+def assemble(settings: Settings, metrics: Metrics) -> Worker:
+    """A worker on the Kafka and Redis of the settings.
+
+    Raises:
+        Retriable: one of them does not answer.
+        Misconfigured: topics are missing or do not fit, or Redis may evict.
+    """
+    store = RedisStore(settings)
+    store.check()
+    inputs = KafkaInputs(settings)
+
+    def wall_ms() -> int:
+        return time.time_ns() // 1_000_000
+
+    trainer = Trainer(
+        settings,
+        KafkaTopic(settings, settings.topic("journal")),
+        KafkaTopic(settings, settings.topic("models"), owner="trainer"),
+        lambda: KafkaOutputs(settings, "trainer"),
+        metrics,
+        wall_ms,
+    )
+    outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds)
+    journal, models = KafkaTopic(settings, settings.topic("journal")), KafkaTopic(settings, settings.topic("models"))
+    return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, wall_ms)
+
+
+def _live(worker: Worker) -> str | None:
+    silent_s = time.monotonic() - worker.turned_at
+    return None if silent_s < STALLED_AFTER_S else f"the loop has not turned for {silent_s:.0f} s"
+
+
+def _ready(worker: Worker) -> str | None:
+    return None if worker.ready else "not assigned, or still recovering"
