@@ -19,7 +19,7 @@ from stream.versions import CHUNK_BYTES, chunked
 CHUNK = "driftline-chunk"
 
 
-def entry(customers: Sequence[str] = ("c-1", "c-2"), alerts: int = 2, **fields: Any) -> Entry:
+def entry(customers: Sequence[str] = ("c-1", "c-2"), raised: int = 2, **fields: Any) -> Entry:
     """A journal entry with something in every section."""
     rows = blank(len(customers))
     rows["events"] = np.arange(len(customers)) + 1
@@ -38,7 +38,7 @@ def entry(customers: Sequence[str] = ("c-1", "c-2"), alerts: int = 2, **fields: 
         "customers": list(customers),
         "rows": rows,
         "forgotten": ["gone"],
-        "alerts": [Published(f"c-{i}", f"id{i}", b'{"id":"id%d","rate":0.1,"text":"\xc3\xbc"}' % i) for i in range(alerts)],
+        "alerts": [Published(f"c-{i}", f"id{i}", b'{"id":"id%d","rate":0.1,"text":"\xc3\xbc"}' % i) for i in range(raised)],
         "who": np.array([0, 1], np.uint32),
         "uids": np.array([2**63, 1], np.uint64),
         "features": np.array([[0.5, np.nan], [1, 2]], np.float32),
@@ -101,11 +101,11 @@ def test_an_alert_keeps_the_bytes_that_were_published() -> None:
 
 
 def test_alerts_are_read_without_the_rest() -> None:
-    data = encode(entry(alerts=3))
+    data = encode(entry(raised=3))
     header = sections.unpack_header(data)
     offset, length, _, _ = header["sections"]["alerts"]
     end = 8 + int.from_bytes(data[4:8], "little") + offset + length
-    assert alerts_of(data[:end]) == entry(alerts=3).alerts
+    assert alerts_of(data[:end]) == entry(raised=3).alerts
 
 
 @pytest.mark.parametrize("newer", [{"v": 2}, {"schema": 2}])

@@ -203,6 +203,11 @@ class KafkaInputs:
                     self._consumer.pause(partition)
                 elif not wanted and partition in paused:
                     self._consumer.resume(partition)
+        # kafka-python 3.0.12 gives back what it had fetched of a paused partition only while it holds no other batch,
+        # and an emptied batch counts as one: the resumed partition would never be read again.
+        fetcher = self._consumer._fetcher
+        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def _watch_for_lockup(self, token: Token | None) -> None:
         now = time.monotonic()
