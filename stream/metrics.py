@@ -5,7 +5,18 @@ Counters and histograms are added up per tick, not per event: bound children cos
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from stream.events import REASONS, Kind
+from stream.processing.alerts import KINDS
+
 PHASES = ("poll", "load", "process", "commit", "apply", "train")
+LOST = {
+    "stale": "the group has moved on",
+    "unknown": "a commit without an answer",
+    "store": "the store is not where this worker is",
+    "broker_unavailable": "Kafka does not answer",
+    "store_unavailable": "Redis does not answer",
+}
+"""Why a task is dropped from memory and recovered: the labels of `driftline_tasks_lost_total`."""
 
 
 class Metrics:
@@ -33,7 +44,7 @@ class Metrics:
         self.alerts = counter("alerts_total", "Alerts published, by kind.", ("kind",))
         self.held = counter("alerts_held_total", "Alerts held back, by kind and reason.", ("kind", "reason"))
         self.ticks = counter("ticks_total", "Committed ticks.")
-        self.aborted = counter("ticks_aborted_total", "Ticks that were not committed, by reason.", ("reason",))
+        self.lost = counter("tasks_lost_total", "Tasks dropped from memory to be recovered, by reason.", ("reason",))
         self.wakes = counter("wakes_total", "Silent customers looked at because their time had come.")
         self.recoveries = counter("recoveries_total", "Recoveries of a task completed.")
         self.replayed = counter("journal_records_replayed_total", "Journal records replayed into the store.")
@@ -41,7 +52,7 @@ class Metrics:
         self.learned = counter("learned_total", "What the trainer learned: events, customers, labels.", ("what",))
         self.tick_seconds = Histogram(
             "driftline_tick_seconds",
-            "Wall time of a tick from poll to applied.",
+            "Wall time of a committed turn, from its records to the store.",
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=registry,
         )
@@ -64,3 +75,19 @@ class Metrics:
         self.last_alert = gauge(
             "last_alert_timestamp_seconds", "When the last alert of each kind was published, Unix time.", ("kind",)
         )
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Create every label that is known, so that the first wave or dead letter is an increase and not a birth."""
+        for metric, labels in (
+            (self.events, [kind.name.lower() for kind in Kind]),
+            (self.ignored, ["duplicate"]),
+            (self.unordered, ["late", "clamped"]),
+            (self.dead_letters, REASONS),
+            (self.alerts, KINDS),
+            (self.lost, LOST),
+            (self.learned, ["events", "customers", "labels"]),
+            (self.phase_seconds, PHASES),
+        ):
+            for label in labels:
+                metric.labels(label)

@@ -83,7 +83,10 @@ class Trainer:
         return busy
 
     def close(self) -> None:
+        """Hand over, and close the topics."""
         self._give_up()
+        self._journal.close()
+        self._models.close()
 
     def _take_over(self) -> None:
         """Fence the trainer before, and go on from the newest version."""

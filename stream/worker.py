@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream.errors import (
+    BrokerUnavailable,
     Misconfigured,
     OutcomeUnknown,
     Retriable,
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 MISPLACED_SHARE = 0.01
 MISPLACED_AFTER = 1_000
 RETRY_S = 0.5
+GAUGE_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -108,6 +110,8 @@ class Worker:
         self._tasks: dict[int, Task] = {}
         self._retry_at = 0.0
         self._busy = False
+        self._gauged: set[str] = set()
+        self._gauged_at = 0.0
         self._quality: deque[bool] = deque(maxlen=settings.dead_letters.window)
         self._met = self._misplaced = 0
         self._cpu = time.thread_time()
@@ -132,6 +136,9 @@ class Worker:
     def turn(self) -> bool:
         """One turn of the loop; returns whether anything was committed, recovered or learned."""
         self._busy = self._turn()
+        if self.turned_at - self._gauged_at >= GAUGE_EVERY_S:
+            self._gauged_at = self.turned_at
+            self._gauge()
         return self._busy
 
     def _turn(self) -> bool:
@@ -139,6 +146,7 @@ class Worker:
         wait_s = 0.0 if self._busy else self._settings.tick.max_wait_ms / 1000
         try:
             polled = self._ports.inputs.poll(wait_s, self._full())
+            polled_at = time.monotonic()
             self._follow(polled.token)
             self._take_in(polled.records)
             self._spent("poll")
@@ -148,9 +156,8 @@ class Worker:
             self._adopt()
             prepared = self._prepare()
             self._spent("process")
-            if prepared:
-                self._commit(prepared)
-                self._metrics.tick_seconds.observe(time.monotonic() - began)
+            if prepared and self._commit(prepared):
+                self._metrics.tick_seconds.observe(time.monotonic() - polled_at)
             busy = self._trainer.step() or busy
             self._spent("train")
         except Retriable as error:
@@ -183,8 +190,6 @@ class Worker:
         elif before is None or (token.generation, token.tasks) != (before.generation, before.tasks):
             log.info("assigned", extra={"generation": token.generation, "tasks": sorted(token.tasks)})
             self._tasks = {number: self._new_task(number, token) for number in sorted(token.tasks)}
-        self._metrics.tasks.labels("ready").set(sum(task.recovery is None for task in self._tasks.values()))
-        self._metrics.tasks.labels("recovering").set(sum(task.recovery is not None for task in self._tasks.values()))
 
     def _new_task(self, number: int, token: Token) -> Task:
         ports, settings = self._ports, self._settings
@@ -308,7 +313,8 @@ class Worker:
 
     # 4. Commit
 
-    def _commit(self, prepared: Sequence[Prepared]) -> None:
+    def _commit(self, prepared: Sequence[Prepared]) -> bool:
+        """Write the ticks in one transaction and apply them; returns whether they were committed."""
         assert self._token is not None
         records: list[Outgoing] = []
         offsets: list[Offset] = []
@@ -329,14 +335,15 @@ class Worker:
             written = self._ports.outputs.commit(records, offsets, self._token)
         except TaskLost as error:
             self._lose([one.task for one in prepared], "stale", error)
-            return
+            return False
         except OutcomeUnknown as error:
             self._lose(list(self._tasks.values()), "unknown", error)
             self._ports.outputs.reset()
-            return
+            return False
         self._spent("commit")
         for one, place in zip(prepared, last_chunk, strict=True):
             self._apply(one, written[place])
+        return True
 
     def _dead_letter(self, letter: DeadLetter) -> Outgoing:
         record = letter.record
@@ -365,7 +372,7 @@ class Worker:
         try:
             self._ports.store.apply(task.number, entry.prev_seq, marker, entry.customers, entry.rows, entry.forgotten)
         except (TaskLost, Retriable) as error:
-            self._lose([task], "apply", error)  # committed: the journal brings the store level
+            self._lose([task], _why(error), error)  # committed: the journal brings the store level
         else:
             task.state = entry.state
             task.cache.put(entry.customers, entry.rows, entry.forgotten)
@@ -378,7 +385,7 @@ class Worker:
     def _lose(self, tasks: Sequence[Task], reason: str, error: Exception) -> None:
         """Drop what these tasks hold in memory and recover them."""
         log.warning("recovering: %s", error, extra={"tasks": [task.number for task in tasks], "reason": reason})
-        self._metrics.aborted.labels(reason).inc()
+        self._metrics.lost.labels(reason).inc(len(tasks))
         if self._token is not None:
             for task in tasks:
                 self._tasks[task.number] = self._new_task(task.number, self._token)
@@ -387,7 +394,7 @@ class Worker:
 
     def _hold_off(self, error: Retriable) -> None:
         """The outside does not answer: recover everything, polling meanwhile, so that the membership is kept."""
-        self._lose(list(self._tasks.values()), type(error).__name__, error)
+        self._lose(list(self._tasks.values()), _why(error), error)
         self._retry_at = time.monotonic() + RETRY_S
 
     def _check_quality(self, result: TickResult) -> None:
@@ -432,9 +439,6 @@ class Worker:
         for kind, count in Counter(result.alert_kinds).items():
             metrics.alerts.labels(kind).inc(count)
             metrics.last_alert.labels(kind).set(self._wall_ms() / 1000)
-        number = str(task.number)
-        metrics.customers.labels(number).set(entry.state.customers)
-        metrics.lag.labels(number).set((self._wall_ms() - entry.state.stream_time_ms) / 1000)
         if entry.alerts or result.dead_letters:
             log.info(
                 "tick",
@@ -447,7 +451,30 @@ class Worker:
                 },
             )
 
+    def _gauge(self) -> None:
+        """Set what is true of each task now, also while nothing is committed; drop what is no longer ours."""
+        metrics, wall_ms = self._metrics, self._wall_ms()
+        tasks = self._tasks.values()
+        ready = [task for task in tasks if task.recovery is None]
+        metrics.tasks.labels("ready").set(len(ready))
+        metrics.tasks.labels("recovering").set(len(tasks) - len(ready))
+        numbers = {str(task.number) for task in tasks}
+        for number in self._gauged - numbers:
+            metrics.lag.remove(number)
+            metrics.customers.remove(number)
+        self._gauged = numbers
+        for task in tasks:
+            metrics.lag.labels(str(task.number)).set((wall_ms - task.state.stream_time_ms) / 1000)
+            metrics.customers.labels(str(task.number)).set(task.state.customers)
+
     def _spent(self, phase: str) -> None:
         now = time.thread_time()
         self._metrics.phase_seconds.labels(phase).inc(now - self._cpu)
         self._cpu = now
+
+
+def _why(error: Exception) -> str:
+    """The reason under which an error is counted, one of `metrics.LOST`."""
+    if isinstance(error, BrokerUnavailable):
+        return "broker_unavailable"
+    return "store_unavailable" if isinstance(error, Retriable) else "store"

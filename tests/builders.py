@@ -1,4 +1,4 @@
-"""What tests arrange with: event bodies, records, settings with small models, ticks by hand, a synthetic shop and its run.
+"""What tests arrange with: event bodies, records, small models, ticks by hand, a synthetic shop and its run.
 
 A builder's defaults are valid; a test names only what it is about.
 """
@@ -233,7 +233,7 @@ def shop(customers: int = 120, days: int = 150, seed: int = 1) -> dict[str, list
             visit = body("Product Viewed", time_ms, messageId=f"a{number}-{view}", anonymousId=f"v-{number}")
             del visit["userId"]
             add(time_ms, CLICKS, visit)
-    for number in range(customers // 4):
+    for _ in range(customers // 4):
         time_ms = SHOP_START + round(draw.uniform(0, days) * DAY_MS)
         add(time_ms, draw.choice((CLICKS, BUYS)), draw.choice((b"{", b"[]", b"\xff", b'{"event": "x"}')))
     logs: dict[str, list[Record]] = {CLICKS: [], BUYS: []}
@@ -264,7 +264,9 @@ def _live(habit: Habit, days: int, draw: random.Random, add: Any) -> None:
         visit = f"{habit.name}/{number}"
         for view in range(0 if changed else habit.views):
             late_ms = 5 * HOUR_MS if draw.random() < 0.02 else 0
-            seen = body("Product Viewed", time_ms - (view + 1) * 90_000, messageId=f"{visit}/v{view}", userId=habit.name)
+            seen = body(
+                "Product Viewed", time_ms - (view + 1) * 90_000, messageId=f"{visit}/v{view}", userId=habit.name
+            )
             seen["properties"] = {"product_id": f"p{view}", "category": habit.category}
             add(time_ms - (view + 1) * 90_000, CLICKS, seen, late_ms)
         amount = habit.amount * draw.lognormvariate(0, 0.2) * (30 if draw.random() < 0.01 else 1)

@@ -166,7 +166,7 @@ def _wave_alert(looking: Looking, crossed: int, limit: int, customers: int) -> A
         CHURN_WAVE,
         application,
         now_ms,
-        f"hour-{now_ms // HOUR_MS}",
+        f"task-{looking.task}-hour-{now_ms // HOUR_MS}",
         "quiet",
         "held",
         "high",

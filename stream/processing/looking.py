@@ -37,6 +37,7 @@ class Looking:
     before the row's own last event.
     """
 
+    task: int
     rules: Rules
     version: Version
     customers: Sequence[str]

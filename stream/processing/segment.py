@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.processing.alerts import SEGMENT_CHANGED, Alert, Reason, strongest
+from stream.processing.alerts import SEGMENT_CHANGED, Alert, Reason, rfc3339, strongest
 from stream.processing.customer import DAY_MS, NO_SEGMENT
 from stream.processing.features import segment_features
 from stream.processing.looking import Hold, Looking
@@ -97,10 +97,10 @@ def _alert(looking: Looking, index: int, segment: int, margin: float, features: 
             "to_share": version.segment_shares.get(segment, 0.0),
             "confidence": margin,
             "threshold": looking.rules.settings.alerts.segment_margin,
-            "first_seen_ms": int(row["candidate_since"]),
+            "since": rfc3339(int(row["candidate_since"])),
             "evidence_event_ids": list(looking.evidence[index]),
         },
-        version.learned.get("customers", 0),
+        int(version.segments.figures()["customers"]),
     )
 
 

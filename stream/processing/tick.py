@@ -121,6 +121,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     alive = np.flatnonzero(after["events"] > 0)
     causes, evidence = _causes(len(customers), accepted, tick.stream_time_ms)
     looking = Looking(
+        tick.task,
         rules,
         tick.version,
         [customers[i] for i in alive.tolist()],

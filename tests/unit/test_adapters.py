@@ -95,7 +95,8 @@ def test_purchases_without_an_order_id_are_orders_of_their_own(tmp_path: Path) -
 
 
 def test_an_order_of_lines_with_prices_is_their_sum(tmp_path: Path) -> None:
-    text = "Customer ID,InvoiceDate,Invoice No,Unit Price,Qty\n1,2010-12-01 08:26:00,5,2.55,6\n1,2010-12-01 08:26:00,5,1,2\n"
+    lines = ("1,2010-12-01 08:26:00,5,2.55,6", "1,2010-12-01 08:26:00,5,1,2")
+    text = "\n".join(("Customer ID,InvoiceDate,Invoice No,Unit Price,Qty", *lines))
     assert [(one.amount_minor, one.items) for one in decoded(file(tmp_path, text))] == [(1730, 8)]
 
 
@@ -184,7 +185,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 # driftline replay
 
 
-CONFIG = "[application]\nname = 'test'\n[models]\n" + "".join(f"{name} = {value}\n" for name, value in SMALL_MODELS.items())
+CONFIG = "[application]\nname = 'test'\n[models]\n" + "".join(
+    f"{name} = {value}\n" for name, value in SMALL_MODELS.items()
+)
 CONFIG += "[alerts]\nanomaly_one_in = 50\nanomaly_min_events = 5\n"
 
 
@@ -194,7 +197,8 @@ def shop_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("shop")
     logs = shop(60, 60)
     paths = [
-        file(folder, b"\n".join(each.value or b"" for each in logs[topic]), f"{topic}.jsonl") for topic in (CLICKS, BUYS)
+        file(folder, b"\n".join(each.value or b"" for each in logs[topic]), f"{topic}.jsonl")
+        for topic in (CLICKS, BUYS)
     ]
     return ["--config", str(file(folder, CONFIG, "small.toml")), "replay", *map(str, paths)]
 
@@ -204,7 +208,9 @@ def test_replay_gives_the_same_bytes_every_time_and_in_another_process(
 ) -> None:
     code = main(shop_files)
     here = capfdbinary.readouterr().out
-    there = subprocess.run([sys.executable, "-m", "stream", *shop_files], cwd=ROOT, capture_output=True, check=True).stdout
+    there = subprocess.run(
+        [sys.executable, "-m", "stream", *shop_files], cwd=ROOT, capture_output=True, check=True
+    ).stdout
     assert (code, here == there, len(here.splitlines()) > 10) == (0, True, True)
     assert all(orjson.loads(line)["specversion"] == "1.0" for line in here.splitlines())
 

@@ -38,7 +38,9 @@ def entry(customers: Sequence[str] = ("c-1", "c-2"), raised: int = 2, **fields: 
         "customers": list(customers),
         "rows": rows,
         "forgotten": ["gone"],
-        "alerts": [Published(f"c-{i}", f"id{i}", b'{"id":"id%d","rate":0.1,"text":"\xc3\xbc"}' % i) for i in range(raised)],
+        "alerts": [
+            Published(f"c-{i}", f"id{i}", b'{"id":"id%d","rate":0.1,"text":"\xc3\xbc"}' % i) for i in range(raised)
+        ],
         "who": np.array([0, 1], np.uint32),
         "uids": np.array([2**63, 1], np.uint64),
         "features": np.array([[0.5, np.nan], [1, 2]], np.float32),

@@ -173,7 +173,13 @@ def secretive() -> Settings:
 
 def test_secrets_do_not_show() -> None:
     settings = secretive()
-    shown = [repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump()), settings.config_text]
+    shown = [
+        repr(settings),
+        str(settings),
+        settings.model_dump_json(),
+        str(settings.model_dump()),
+        settings.config_text,
+    ]
     assert [SECRET in str(text) for text in shown] == [False] * 5
 
 

@@ -291,9 +291,7 @@ def test_the_last_4_orders_are_remembered_when_others_carry_no_id() -> None:
         ([refunded(None, 300)], 1_000),
     ],
 )
-def test_a_refund_takes_back_what_it_names_and_never_more_than_is_left(
-    refunds: list[Event], spend_minor: int
-) -> None:
+def test_a_refund_takes_back_what_it_names_and_never_more_than_is_left(refunds: list[Event], spend_minor: int) -> None:
     assert int(lived([bought(0, 1_000, "o"), *refunds])["spend_minor"]) == spend_minor
 
 
