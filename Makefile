@@ -22,8 +22,8 @@ check: $(READY)  ## lint, types, import directions, unit and contract tests, exa
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
-	$(RUN) importlinter.cli
-	$(RUN) pytest --ignore=tests/integration
+	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) pytest --doctest-modules --ignore=tests/integration tests stream online_models docs
 
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker

@@ -12,6 +12,8 @@ from online_models.arrays import Hashes, Matrix, RefittedModel, ordered_sum, sha
 SMALLEST_SPLIT = 5  # rows; a node with fewer is a leaf
 PADDING = 0.15  # River's rule: a threshold lies in the inner 70 % of its node's range
 TABLE_POINTS = 401
+TAIL = 0.01
+BEYOND = 20
 
 
 class Trees(NamedTuple):
@@ -63,7 +65,7 @@ class HalfSpaceTrees(RefittedModel, base.AnomalyDetector):
     >>> model.score_one(usual) < model.score_one(unusual)
     True
     >>> model.rate_many([model.score_one(usual), model.score_one(unusual)]).round(3).tolist()
-    [0.482, 0.002]
+    [0.482, 0.0]
 
     References
     ----------
@@ -73,6 +75,7 @@ class HalfSpaceTrees(RefittedModel, base.AnomalyDetector):
     _state = (
         *("_learned", "_due", "_refits", "_calibrated", "_reference_rows", "_window_rows", "_medians"),
         *("_feature", "_threshold", "_child", "_value", "_depth", "_table_scores", "_table_log_rates"),
+        "_tail_scale",
     )
 
     def __init__(
@@ -97,6 +100,7 @@ class HalfSpaceTrees(RefittedModel, base.AnomalyDetector):
         self.seed = seed
         self.refit_every = refit_every
         self._learned = self._refits = self._calibrated = 0
+        self._tail_scale = 1.0
         self._due = reference if refit_every else 0
         self._allocate(0)
         self._start()
@@ -144,6 +148,8 @@ class HalfSpaceTrees(RefittedModel, base.AnomalyDetector):
         self._table_scores = np.unique(scores[n - tail])
         at_least = n - np.searchsorted(scores, self._table_scores, "left")
         self._table_log_rates = np.log((at_least + 1) / (n + 1))
+        top = scores[-max(round(TAIL * n), 2) :]
+        self._tail_scale = max(float((top - top[0]).mean()), 1e-6)
 
     def score_one(self, x: Mapping[Any, Any]) -> float:
         """Score one event; 0 before the model is ready."""
@@ -155,16 +161,18 @@ class HalfSpaceTrees(RefittedModel, base.AnomalyDetector):
         return self._score(self._filled(rows)) if self.ready else np.zeros(len(rows))
 
     def rate_many(self, scores: npt.ArrayLike) -> Matrix:
-        """Share of events at least this unusual, in (0, 1]: falls as the score rises, never below 1/(window + 1).
+        """Share of events at least this unusual, in (0, 1]: falls as the score rises; 1 before the model is ready.
 
-        Counted over the window as it was at the last refit; 1 before the model is ready.
+        Counted over the window as it was at the last refit. Beyond its highest score the rate falls exponentially, by
+        the mean excess of the window's highest percent (Pickands 1975, peaks over threshold), to a twentieth of what
+        could be counted and no further.
         """
         values = np.asarray(scores, np.float64)
         if not self.ready:
             return np.ones(len(values))
-        floor = -np.log(self._calibrated + 1)
-        logs = np.interp(values, self._table_scores, self._table_log_rates, left=0.0, right=floor)
-        return np.asarray(np.exp(logs), np.float64)
+        logs = np.interp(values, self._table_scores, self._table_log_rates, left=0.0)
+        beyond = np.maximum(values - self._table_scores[-1], 0.0) / self._tail_scale
+        return np.asarray(np.exp(np.maximum(logs - beyond, -np.log(BEYOND * (self._calibrated + 1)))), np.float64)
 
     def explain_many(self, X: npt.ArrayLike, baseline: npt.ArrayLike) -> Matrix:
         """Contribution of each feature, (n, F): the score less the score with that feature as in `baseline`.

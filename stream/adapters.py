@@ -7,6 +7,8 @@ the names in `COLUMNS`, without regard to case, blanks and underscores. A row wi
 import csv
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def records(path: Path, topic: str) -> Iterator[Record]:
     """
     rules = EventRules("USD", max_ahead_ms=2**62)
     now_ms, reached_ms = round(time.time() * 1000), 0
-    for value in _values(path):
+    for value in _values(path, topic):
         record = Record(topic, 0, 0, reached_ms, None, value)
         try:
             time_ms = decode(record, rules).time_ms
@@ -76,28 +78,32 @@ def records(path: Path, topic: str) -> Iterator[Record]:
         yield record._replace(timestamp_ms=max(reached_ms, 1))
 
 
-def _values(path: Path) -> Iterator[bytes]:
+def _values(path: Path, topic: str) -> Iterator[bytes]:
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
-            yield from _csv(path)
+            yield from _csv(path, topic)
         else:
             with path.open("rb") as lines:
                 yield from (line for line in map(bytes.strip, lines) if line)
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except csv.Error as error:
+        raise SettingsError(f"{path} is no CSV: {error}; is a quote left open?") from None
 
 
-def _csv(path: Path) -> Iterator[bytes]:
+def _csv(path: Path, topic: str) -> Iterator[bytes]:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
         rows = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         header = next(rows, [])
         places = _places(path, header)
         order: dict[str, Any] | None = None
         for number, row in enumerate(rows, 2):
+            if not any(row):
+                continue
             cells = {
                 name: row[place].strip() for name, place in places.items() if place < len(row) and row[place].strip()
             }
-            event = _event(cells, f"{path.name}:{number}")
+            event = _event(cells, f"{topic}:{number}")
             if order is not None and _same_order(order, event):
                 _join(order, event)
                 continue
@@ -129,6 +135,8 @@ def _places(path: Path, header: list[str]) -> dict[str, int]:
 def _event(cells: Mapping[str, str], message_id: str) -> dict[str, Any]:
     name = cells.get("event", "order")
     name = EVENTS.get(name.lower(), name)
+    if name == "Order Completed" and cells.get("quantity", "").startswith("-"):
+        name = "Order Refunded"  # public logs write a return as a line with a negative quantity
     product = {key: cells[key] for key in ("product_id", "category", "price", "quantity") if key in cells}
     properties: dict[str, Any] = {key: cells[key] for key in ("order_id", "currency") if key in cells}
     if name in ORDERS:
@@ -142,9 +150,21 @@ def _event(cells: Mapping[str, str], message_id: str) -> dict[str, Any]:
         "event": name,
         "messageId": cells.get("messageId", message_id),
         **{key: cells[key] for key in ("userId", "anonymousId") if key in cells},
-        "timestamp": cells.get("timestamp"),
+        "timestamp": _moment(cells.get("timestamp", "")) or None,
         "properties": properties,
     }
+
+
+def _moment(text: str) -> str | int:
+    """A time as decoding takes it: epoch seconds or milliseconds, a trailing UTC, and month/day/year are understood."""
+    if text.isdecimal() and len(text) in (10, 13):
+        return int(text) * (1_000 if len(text) == 10 else 1)
+    text = text.removesuffix(" UTC")
+    for form in ("%m/%d/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y"):
+        if "/" in text:
+            with suppress(ValueError):
+                return datetime.strptime(text, form).isoformat()
+    return text
 
 
 def _number(text: str) -> float | str:

@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = {
 }
 """Every reason a record may become a dead letter for: the value of the header `driftline-reason`."""
 
+ANONYMOUS = "anon:"
 MAX_ID_CHARS = 200
 MAX_NAME_CHARS = 200
 MAX_PRODUCTS = 1_000
@@ -124,13 +125,20 @@ class EventRules:
     """An event time further ahead of the record's timestamp than this is clamped to that timestamp."""
 
     def minor(self, amount: float, currency: str | None) -> int | None:
-        """`amount` in minor units of the application's currency; None where no rate is known."""
+        """`amount` in minor units of the application's currency; None where no rate is known.
+
+        Raises:
+            InvalidEvent: it is more than `MAX_MINOR`.
+        """
         if currency is not None and currency != self.currency:
             rate = self.rates.get(currency)
             if rate is None:
                 return None
             amount *= rate
-        return round(amount * float(10 ** minor_digits(self.currency)))
+        minor = amount * float(10 ** minor_digits(self.currency))
+        if minor > MAX_MINOR:
+            raise InvalidEvent("invalid_amount", f"the amount is {minor:g} minor units; send at most {MAX_MINOR}")
+        return round(minor)
 
 
 def minor_digits(currency: str) -> int:
@@ -200,7 +208,10 @@ def fingerprint(text: str) -> int:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # JSON may nest deeper than Python can write it
+        text = "nested too deeply to be shown"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
@@ -224,20 +235,20 @@ def _identifier(body: Mapping[str, Any], name: str, path: str = "") -> str | Non
 def _customer(body: Mapping[str, Any]) -> tuple[str, bool]:
     user = _identifier(body, "userId")
     if user is not None:
-        return user, False
+        return user, user.startswith(ANONYMOUS)
     anonymous = _identifier(body, "anonymousId")
     if anonymous is None:
         raise InvalidEvent("no_customer", "neither userId nor anonymousId is set; send one of them")
-    return "anon:" + anonymous, True
+    return ANONYMOUS + anonymous, True
 
 
 def _kind(body: Mapping[str, Any]) -> tuple[Kind, str]:
     name = body.get("event")
-    if name is None:
+    if name is None or name == "":
         name = body.get("type") or body.get("action") or "unnamed"
-    if type(name) is not str or len(name) > MAX_NAME_CHARS:
+    if type(name) is not str or len(name) > MAX_NAME_CHARS or not name.isprintable():
         raise InvalidEvent(
-            "invalid_field", f"event is {_shown(name)}; send a name of at most {MAX_NAME_CHARS} characters"
+            "invalid_field", f"event is {_shown(name)}; send a name of at most {MAX_NAME_CHARS} printable characters"
         )
     return KINDS.get(name, Kind.OTHER), name
 
@@ -254,8 +265,11 @@ def _time(body: Mapping[str, Any], record: Record, rules: EventRules) -> tuple[i
         time_ms = _instant(body, "originalTimestamp")
     elif body.get("originalTimestamp") is None and body.get("sentAt") and body.get("receivedAt"):
         time_ms += (_instant(body, "receivedAt") or 0) - (_instant(body, "sentAt") or 0)
-    if time_ms is None or time_ms > record.timestamp_ms + rules.max_ahead_ms:
+    dated = record.timestamp_ms >= EARLIEST_MS
+    if dated and (time_ms is None or time_ms > record.timestamp_ms + rules.max_ahead_ms):
         return record.timestamp_ms, time_ms is not None
+    if time_ms is None:
+        raise InvalidEvent("invalid_time", "neither the event nor its record has a time; send a timestamp")
     if time_ms < EARLIEST_MS:
         raise InvalidEvent("invalid_time", f"the event's time is {time_ms} ms, before 1990; correct the sender's clock")
     return time_ms, False
@@ -265,8 +279,8 @@ def _instant(body: Mapping[str, Any], name: str) -> int | None:
     value = body.get(name)
     if value is None or value == "":
         return None
-    if type(value) is int and abs(value) < 10**15:
-        return value
+    if (type(value) is int or (type(value) is float and value.is_integer())) and abs(value) < 10**15:
+        return int(value)
     if type(value) is str and len(value) <= 40:
         try:
             moment = datetime.fromisoformat(value)
@@ -295,7 +309,7 @@ def _products(properties: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _number(value: object) -> float | None:
     if type(value) is float or type(value) is int:
         return float(value)
-    if type(value) is str and len(value) <= 40:
+    if type(value) is str and len(value) <= 40 and "_" not in value:
         try:
             return float(value)
         except ValueError:
@@ -325,10 +339,7 @@ def _amount(properties: Mapping[str, Any], products: list[dict[str, Any]], rules
     currency = properties.get("currency")
     if currency is not None and type(currency) is not str:
         raise InvalidEvent("invalid_field", f"properties.currency is {_shown(currency)}; send a code such as EUR")
-    minor = rules.minor(amount, currency.upper() if currency else None)
-    if minor is not None and minor > MAX_MINOR:
-        raise InvalidEvent("invalid_amount", f"the amount is {minor} minor units; send at most {MAX_MINOR}")
-    return minor
+    return rules.minor(amount, currency.upper() if currency else None)
 
 
 def _quantity(product: Mapping[str, Any]) -> int:
@@ -343,4 +354,4 @@ def _items(products: list[dict[str, Any]]) -> int:
 
 def _categories(properties: Mapping[str, Any], products: list[dict[str, Any]]) -> tuple[str, ...]:
     found = [product.get("category") for product in products] or [properties.get("category")]
-    return tuple(dict.fromkeys(category for category in found if type(category) is str and category))
+    return tuple(dict.fromkeys(name[:MAX_NAME_CHARS] for name in found if type(name) is str and name))

@@ -39,7 +39,11 @@ class Chunks:
         elif len(self._parts) != int(place):
             return None  # the chunks before were removed by retention: the record is gone
         self._parts.append(value)
-        return b"".join(self._parts) if len(self._parts) == int(count) else None
+        if len(self._parts) < int(count):
+            return None
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        return whole
 
 
 @dataclass(slots=True)

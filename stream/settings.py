@@ -54,13 +54,13 @@ class Application(Section):
 
     name: Name = Field("shop", description="prefix of the group, our topics, Redis keys and ids; one per shop")
     instance: Name = Field(
-        default_factory=_default_instance, description="this worker's stable name; by default the host's"
+        default_factory=_default_instance, description="a stable name for this worker, unlike that of any other"
     )
     currency: str = Field("USD", pattern="^[A-Z]{3}$", description="ISO 4217 code in which amounts are counted")
     timezone: Annotated[str, AfterValidator(_known_zone)] = Field(
         "UTC", description="IANA zone of the shop: hours and weekends are local"
     )
-    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    rates: dict[Annotated[str, Field(pattern="^[A-Z]{3}$")], Annotated[float, Field(gt=0, le=1e9)]] = Field(
         {}, description="one unit of another currency in units of `currency`; amounts in any other count as missing"
     )
 
@@ -136,8 +136,8 @@ class Alerts(Section):
     )
     segment_margin: float = Field(0.2, ge=0, le=1, description="how clearly the new segment must be the nearer one, 0 to 1")  # fmt: skip
     segment_min_orders: int = Field(3, ge=1, description="purchase occasions before a customer is given a segment")
-    churn_enter: float = Field(0.6, gt=0, lt=1, description="churn risk is high from this probability on")
-    churn_clear: float = Field(0.4, gt=0, lt=1, description="and no longer high below this one")
+    churn_enter: float = Field(0.5, gt=0, lt=1, description="churn risk is high from this probability on")
+    churn_clear: float = Field(0.3, gt=0, lt=1, description="and no longer high below this one")
     max_per_day: int = Field(1_000, ge=1, description="most alerts of one kind, task and day of stream time")
     wave_share: float = Field(0.02, gt=0, le=1, description="a share of customers crossing in an hour that is a lost feed, not churn")  # fmt: skip
     wave_min: int = Field(25, ge=1, description="fewer crossings in an hour than this are never a wave")
@@ -156,8 +156,10 @@ class Models(Section):
 
     horizon_days: float = Field(28.0, ge=1, le=365, description="churn = no order within this many days")
     segments: int = Field(6, ge=2, le=20, description="number of segments")
-    reference_events: int = Field(1_000, ge=100, description="events before anomalies are scored: the first reference")
-    first_customers: int = Field(300, ge=50, description="customers with orders before segments are formed")
+    reference_events: int = Field(
+        1_000, ge=100, le=20_000, description="events before anomalies are scored: the first reference"
+    )
+    first_customers: int = Field(300, ge=50, le=2_000, description="customers with orders before segments are formed")
     min_labels: int = Field(300, ge=20, description="matured examples before churn risk is alerted")
     publish_min_events: int = Field(2_500, ge=100, description="events learned between the first versions")
     publish_max_events: int = Field(100_000, ge=100, description="events learned between later versions")
@@ -236,7 +238,7 @@ class Settings(Section):
     def shown_redis_url(self) -> str:
         """The Redis URL without its password, for logs and errors."""
         parts = urlsplit(self.redis.url.get_secret_value())
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -294,6 +296,9 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, str], Any]:
     found = {}
     for name, value in environment.items():
+        meant = _MISSPELT.get(name)
+        if meant:
+            raise SettingsError(f"the environment variable {name} is not read; did you mean {meant}?")
         section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if name.startswith(ENVIRONMENT_PREFIX) and key:
             # rates is the one table among the keys: it comes as JSON.
@@ -315,7 +320,8 @@ def _fault(fault: Any) -> str:
         known = _known_keys(path[:-1])
         return f"{where}: no such setting; nearest: {'.'.join([*path[:-1], _nearest(path[-1], known)])}"
     secret = any(word in path[-1] for word in ("password", "url"))
-    shown = "" if secret else f", found {fault['input']!r}"
+    found = f"found {fault['input']!r}" if len(path) > 1 else f"found {type(fault['input']).__name__}, not a table"
+    shown = "" if secret else f", {found}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}{shown}"
 
 
@@ -330,3 +336,11 @@ def _known_keys(path: list[str]) -> list[str]:
 
 def _nearest(name: str, known: Any) -> str:
     return next(iter(difflib.get_close_matches(name, list(known), 1, 0.0)), "none")
+
+
+_MISSPELT = {
+    f"{ENVIRONMENT_PREFIX}{section}_{key}".upper(): f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+    for section in Settings.model_fields
+    for key in _known_keys([section])
+}
+"""Names with one underscore where two are needed. Others that begin alike (Kubernetes sets some) are left alone."""

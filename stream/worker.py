@@ -400,7 +400,7 @@ class Worker:
     def _check_quality(self, result: TickResult) -> None:
         """Stop where so much is unusable that something upstream must be wrong."""
         letters = len(result.dead_letters)
-        self._quality.extend([True] * letters + [False] * len(result.entry.who))
+        self._quality.extend([True] * letters + [False] * (len(result.entry.who) + result.counts.get("duplicate", 0)))
         share = sum(self._quality) / max(len(self._quality), 1)
         limit = self._settings.dead_letters
         if len(self._quality) == limit.window and share > limit.max_share and letters:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -14,7 +15,16 @@ Check = Callable[[], str | None]
 """None when all is well, otherwise what is not."""
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """A client that connects and says nothing keeps nobody else waiting."""
+
+    daemon_threads = True
+    block_on_close = False
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0
+
     def log_message(self, format: str, *args: Any) -> None:
         """Probes and scrapes come every few seconds: their lines would bury the log."""
 
@@ -41,7 +51,7 @@ class HttpServer:
             return [text.encode() + b"\n"]
 
         try:
-            self._server = make_server(settings.host, settings.port, application, WSGIServer, _Quiet)
+            self._server = make_server(settings.host, settings.port, application, _Server, _Quiet)
         except OSError as error:
             raise Misconfigured(
                 f"http.port {settings.port} on {settings.host}: {error.strerror}; set http.port to a free one"

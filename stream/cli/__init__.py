@@ -18,19 +18,23 @@ COMMANDS = ("demo", "replay", "run", "topics", "customer", "alerts")
 """Each is a module of this package with `add(parser)` and `main(arguments, settings) -> int`."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser("driftline", description="Streaming customer intelligence on Kafka.")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """All commands with their arguments."""
+    root = argparse.ArgumentParser("driftline", description="Streaming customer intelligence on Kafka.")
+    root.add_argument(
         "--config", type=Path, metavar="FILE", help="settings in TOML; any key also as DRIFTLINE_SECTION__KEY"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"stream.cli.{name}")
-        module.add(
-            commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0], description=module.__doc__)
-        )
-    parsed = parser.parse_args(arguments)
+        said = module.__doc__ or ""
+        module.add(commands.add_parser(name, help=said.partition("\n")[0], description=said))
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parsed = parser().parse_args(arguments)
     try:
         settings: Settings = load(parsed.config)
         logs.configure(settings.log)

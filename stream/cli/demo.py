@@ -69,9 +69,8 @@ class Summary:
             self._shown[kind] = now
             self._console.print(line(alert), highlight=False)
 
-    def print(self) -> None:
+    def print_to(self, console: Console) -> None:
         """The summary one wants to read."""
-        console = self._console
         console.print(
             f"\n[bold]{self.customers:,} customers[/], {self.events:,} events in {self.ticks:,} ticks; "
             f"first alert after {self.first_alert_s or 0:.1f} s, all in {time.monotonic() - self._began:.0f} s."
@@ -109,7 +108,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         embedded = Embedded(settings, (TOPIC,), summary.see)
         embedded.run({TOPIC: islice(journey.records(), count)}, lambda fed: progress.advance(bar, fed))
     if not arguments.json:
-        summary.print()
+        summary.print_to(console)
     return 0
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stream.adapters import records
 from stream.embedded import Embedded
+from stream.errors import SettingsError
 from stream.processing.tick import DeadLetter, TickResult
 from stream.settings import Settings
 
@@ -38,9 +39,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     names = [f"file{i}-{path.name}" for i, path in enumerate(arguments.files)]
     counts = {"events": 0, "alerts": 0, "dead": 0}
     with ExitStack() as stack:
-        letters: BinaryIO | None = (
-            stack.enter_context(arguments.dead_letters.open("wb")) if arguments.dead_letters else None
-        )
+        letters = _open(stack, arguments.dead_letters)
 
         def see(result: TickResult) -> None:
             counts["events"] += len(result.entry.who)
@@ -51,14 +50,24 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
             if letters is not None:
                 letters.writelines(_letter(letter) for letter in result.dead_letters)
 
+        customers = _open(stack, arguments.customers)
         embedded = Embedded(settings, tuple(names), see)
         embedded.run({name: records(path, name) for name, path in zip(names, arguments.files, strict=True)})
         sys.stdout.flush()
-        if arguments.customers:
-            with arguments.customers.open("wb") as out:
-                out.writelines(line + b"\n" for line in embedded.customers())
+        if customers is not None:
+            customers.writelines(line + b"\n" for line in embedded.customers())
     console.print(f"{counts['events']:,} events, {counts['alerts']:,} alerts, {counts['dead']:,} dead letters")
     return 0
+
+
+def _open(stack: ExitStack, path: Path | None) -> BinaryIO | None:
+    """A file to write to, opened before anything runs."""
+    if path is None:
+        return None
+    try:
+        return stack.enter_context(path.open("wb"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _letter(letter: DeadLetter) -> bytes:

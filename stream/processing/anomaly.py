@@ -84,7 +84,7 @@ def _alert(looking: Looking, scored: Scored, position: int, index: int) -> Alert
         scored.causes[position],
         "usual",
         "unusual",
-        "high" if rate * settings.anomaly_one_in <= 0.5 else "medium",
+        "high" if rate * settings.anomaly_one_in <= 0.1 else "medium",
         1.0 / rate,
         strongest(reasons),
         {

@@ -16,6 +16,8 @@ from stream.processing.names import CHURN_FEATURES
 SAMPLE_EVERY_DAYS = 7.0
 """After a label has matured the next example is taken within this many days, at a moment drawn by hash."""
 HOUR_MS = 3_600_000
+RISEN = 0.1
+"""A risk that is high without having grown by this since the last order was high all along."""
 
 
 class Labels(NamedTuple):
@@ -65,18 +67,22 @@ def decide(looking: Looking, wave: Wave, customers: int, held: Hold) -> tuple[li
         return [], wave
     features = churn_features(rows[index], looking.now_ms[index])
     risk = looking.version.churn.predict_proba_many(features)
-    scored_before = ~np.isnan(rows["churn"][index])
+    former = rows["churn"][index]
+    ordered = rows["orders"][index] > looking.before["orders"][index]
     rows["churn"][index] = risk
-    high = rows["churn_high"][index] == 1
-    rows["churn_high"][index[high & (risk < settings.churn_clear)]] = 0
-    enters = ~high & (risk >= settings.churn_enter)
-    rows["churn_high"][index[enters & ~scored_before]] = 1
-    crossing = np.flatnonzero(enters & scored_before)
+    rows["churn_high"][index[ordered | (risk < settings.churn_clear)]] = 0
+    enters = (rows["churn_high"][index] == 0) & (risk >= settings.churn_enter)
+    rows["churn_high"][index[enters & np.isnan(former)]] = 1
+    crossing = np.flatnonzero(enters & ~np.isnan(former))
+    risen = _risen(looking, index[crossing], risk[crossing])
+    for _ in np.flatnonzero(~risen & (former[crossing] < settings.churn_enter)):
+        held(CHURN_RISK, "not_risen")
+    crossing = crossing[risen]
     if not len(crossing):
         return [], wave
     hour = int(looking.now_ms.max()) // HOUR_MS
     crossed = len(crossing) + (wave.crossings if wave.hour == hour else 0)
-    limit = max(settings.wave_min, math.ceil(settings.wave_share * customers))
+    limit = max(settings.wave_min, math.ceil(settings.wave_share * customers)) * looking.hours
     wave = Wave(hour, crossed, wave.alerted_day)
     if crossed > limit:
         for _ in crossing:
@@ -90,6 +96,14 @@ def decide(looking: Looking, wave: Wave, customers: int, held: Hold) -> tuple[li
         _alert(looking, int(index[place]), features[place], float(risk[place]), part)
         for place, part in zip(crossing, parts, strict=True)
     ], wave
+
+
+def _risen(looking: Looking, index: NDArray[np.int64], risk: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether the risk has grown since the customer's last order: an alert means that something changed."""
+    if not len(index):
+        return np.zeros(0, np.bool_)
+    then = churn_features(looking.rows[index], looking.rows["last_order"][index])
+    return np.asarray(risk - looking.version.churn.predict_proba_many(then) >= RISEN, np.bool_)
 
 
 def _pause_ms(customer: str, now_ms: int) -> int:
@@ -120,7 +134,7 @@ def _alert(
         "high",
         "high" if risk >= (1 + rules.settings.alerts.churn_enter) / 2 else "medium",
         risk,
-        strongest(reasons),
+        strongest(reasons) or (_silence(row, now_ms),),
         {
             "probability": risk,
             "threshold": rules.settings.alerts.churn_enter,
@@ -134,6 +148,12 @@ def _alert(
         },
         looking.version.churn.n_labels,
     )
+
+
+def _silence(row: np.void, now_ms: int) -> Reason:
+    """The reason there always is, where no other can be put into words."""
+    days = (now_ms - int(row["last_order"])) / DAY_MS
+    return Reason("recency", math.log1p(days), 0.0, 0.0, f"{days:,.0f} days since the last order")
 
 
 def _text(name: str, row: np.void, now_ms: int) -> str:
@@ -159,7 +179,7 @@ def _wave_alert(looking: Looking, crossed: int, limit: int, customers: int) -> A
     now_ms = int(looking.now_ms.max())
     application = looking.rules.settings.application.name
     text = (
-        f"{crossed} of {customers} customers of one task would cross the churn threshold within an hour; more than "
+        f"{crossed} of {customers} customers of one task would cross the churn threshold at once; more than "
         f"{limit} points to a lost feed or a closed shop. Their alerts are held back; check the input topics"
     )
     return Alert(

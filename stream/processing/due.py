@@ -28,7 +28,8 @@ def schedule(looking: Looking) -> None:
     rows, settings = looking.rows, looking.rules.settings
     days = np.where(looking.anonymous, settings.customers.anonymous_retention_days, settings.customers.retention_days)
     near = ~looking.anonymous & (rows["churn_high"] == 0) & (rows["churn"] >= NEAR * settings.alerts.churn_enter)
-    sleep = np.where(near, NEAR_DAYS, min(FAR_DAYS, settings.journal.retention_days / 2)) * DAY_MS
+    longest = settings.journal.retention_days / 2
+    sleep = np.where(near, min(NEAR_DAYS, longest), min(FAR_DAYS, longest)) * DAY_MS
     due = looking.now_ms + sleep.astype(np.int64)
     due = np.where(rows["label_at"] > 0, np.minimum(due, rows["label_at"]), due)
     due = np.minimum(due, rows["last_seen"] + (days * DAY_MS).astype(np.int64))

@@ -53,7 +53,10 @@ class Published(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A decoded journal record; see `encode` for its sections."""
+    """A decoded journal record; see `encode` for its sections.
+
+    `who` and `label_who` index `customers` followed by `forgotten`: whose event, whose label.
+    """
 
     application: str
     task: int

@@ -4,6 +4,7 @@ Everything it depends on is in its journal entry, so any tick can be run again a
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,6 +123,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     causes, evidence = _causes(len(customers), accepted, tick.stream_time_ms)
     looking = Looking(
         tick.task,
+        _hours(tick, settings),
         rules,
         tick.version,
         [customers[i] for i in alive.tolist()],
@@ -150,6 +152,8 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     gone = due.expired(looking)
     due.schedule(looking)
     stays = np.flatnonzero(~gone)
+    listed = np.empty(len(gone), np.int64)
+    listed[np.concatenate((stays, np.flatnonzero(gone)))] = np.arange(len(gone))
     seq = tick.state.seq + 1
     day = tick.stream_time_ms // DAY_MS
     alerted = dict(tick.state.alerted) if tick.state.day == day else {}
@@ -187,11 +191,11 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         # A due time without a row is taken out of the store's index like a row that has ended.
         + [name for name, events in zip(customers, after["events"], strict=True) if name in wakes and events == 0],
         [Published(alert.customer, alert_id(origin, alert), render(origin, alert)) for alert in kept],
-        scored.who.astype(np.uint32),
+        listed[scored.who].astype(np.uint32),
         np.array([_uid(event, cause) for event, cause in zip(scored.events, scored.causes, strict=True)], np.uint64),
         scored.features.astype(np.float32),
         scored.scores.astype(np.float32),
-        labels.who.astype(np.uint32),
+        listed[labels.who].astype(np.uint32),
         labels.features,
         labels.churned,
     )
@@ -280,6 +284,11 @@ def _capped(alerts: list[Alert], alerted: dict[str, int], limit: int, hold: Hold
             alerted[alert.kind] = alerted.get(alert.kind, 0) + 1
             kept.append(alert)
     return kept
+
+
+def _hours(tick: TickInput, settings: Settings) -> int:
+    elapsed = (tick.stream_time_ms - tick.state.stream_time_ms) / 3_600_000
+    return max(1, math.ceil(elapsed)) if elapsed <= settings.tick.max_span_hours else 1
 
 
 def _next_offsets(tick: TickInput) -> dict[str, int]:

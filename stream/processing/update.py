@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from zlib import crc32
 from zoneinfo import ZoneInfo
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.events import Event, Kind
 from stream.processing.customer import (
@@ -14,11 +16,10 @@ from stream.processing.customer import (
     DAY_MS,
     ORDER_HALF_LIVES_DAYS,
     PARTS_OF_DAY,
-    RECENT_MESSAGES,
-    RECENT_ORDERS,
 )
 
 SESSION_GAP_MS = 1_800_000
+QUARTER_MS = 900_000
 SAME_OCCASION_DAYS = 0.5
 """Orders closer together than this are one purchase occasion: they move no gap statistics."""
 EWMA_RATE = 0.3
@@ -37,7 +38,7 @@ _COUNTERS = {
 
 @dataclass(slots=True)
 class LocalTime:
-    """Local part of day and weekend of an event time; the zone's offset is looked up once an hour of event time.
+    """Local part of day and weekend of an event time; the zone's offset is looked up once a quarter of an hour.
 
     >>> LocalTime("America/New_York").part_of_day(1_488_412_800_000)  # 2017-03-02T00:00Z is 19:00 the day before
     6
@@ -47,14 +48,14 @@ class LocalTime:
     _offsets: dict[int, int] = field(default_factory=dict)
 
     def local_ms(self, time_ms: int) -> int:
-        hour = time_ms // 3_600_000
-        offset = self._offsets.get(hour)
+        quarter = time_ms // QUARTER_MS
+        offset = self._offsets.get(quarter)
         if offset is None:
             if len(self._offsets) > 20_000:
                 self._offsets.clear()
-            moment = datetime.fromtimestamp(hour * 3_600, UTC).astimezone(ZoneInfo(self.zone))
+            moment = datetime.fromtimestamp(quarter * QUARTER_MS / 1000, UTC).astimezone(ZoneInfo(self.zone))
             delta = moment.utcoffset()
-            offset = self._offsets[hour] = int(delta.total_seconds() * 1000) if delta else 0
+            offset = self._offsets[quarter] = int(delta.total_seconds() * 1000) if delta else 0
         return time_ms + offset
 
     def part_of_day(self, time_ms: int) -> int:
@@ -79,7 +80,7 @@ def apply(row: np.void, event: Event, local: LocalTime, minor_per_major: int) ->
         row["first_seen"] = row["last_seen"] = time_ms
     late = time_ms < row["last_seen"]
     if event.message_hash:
-        row["message_ids"][int(row["events"]) % RECENT_MESSAGES] = event.message_hash
+        _remember(row["message_ids"], event.message_hash)
     row["events"] += 1
     if event.kind in _COUNTERS:
         row[_COUNTERS[event.kind]] += 1
@@ -95,6 +96,12 @@ def apply(row: np.void, event: Event, local: LocalTime, minor_per_major: int) ->
         _order(row, event, minor_per_major)
     elif event.kind is Kind.REFUND:
         _refund(row, event)
+
+
+def _remember(latest: NDArray[Any], value: int) -> None:
+    """Put a value first, and let the last one go."""
+    latest[1:] = latest[:-1]
+    latest[0] = value
 
 
 def decay(value: float, half_life_days: float, elapsed_ms: int) -> float:
@@ -147,9 +154,8 @@ def _order(row: np.void, event: Event, minor_per_major: int) -> None:
     time_ms = event.time_ms
     amount = event.amount_minor
     if event.order_hash:
-        place = int(row["orders"]) % RECENT_ORDERS
-        row["order_ids"][place] = event.order_hash
-        row["order_amounts"][place] = amount or 0
+        _remember(row["order_ids"], event.order_hash)
+        _remember(row["order_amounts"], amount or 0)
     first = row["orders"] == 0
     row["orders"] += 1
     at, waited, aged = _weights(int(row["orders_at"]) or time_ms, time_ms)

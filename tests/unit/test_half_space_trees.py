@@ -69,7 +69,9 @@ def test_rate_falls_as_the_score_rises_and_has_a_floor() -> None:
     rates = model.rate_many(np.linspace(-20, 20, 5000))
     assert (np.diff(rates) <= 0).all()
     assert rates[0] == 1.0
-    assert rates[-1] == pytest.approx(1 / 5001)
+    assert rates[-1] == pytest.approx(1 / (20 * 5001))
+    beyond = rates < 1 / 5001
+    assert 0 < beyond.sum() < len(rates)
 
 
 def test_explanation_names_the_feature_that_is_off() -> None:

@@ -155,6 +155,7 @@ def test_a_record_without_chunk_header_is_whole() -> None:
 
 def test_a_record_whose_first_chunk_is_gone_is_left_out() -> None:
     assert fed((b"b", b"1/3"), (b"c", b"2/3"), (b"d", b"0/2"), (b"e", b"1/2")) == [None, None, None, b"de"]
+    assert fed((b"b", b"1/2"), (b"d", b"1/2")) == [None, None]
 
 
 def test_a_record_that_was_broken_off_is_left_out() -> None:

@@ -259,6 +259,15 @@ def test_a_new_customer_in_a_partition_of_another_is_a_dead_letter_and_no_row() 
     assert result.entry.state.customers == len(here)
 
 
+def test_a_customer_who_is_known_is_not_asked_again_where_the_partition_lies() -> None:
+    task = ByHand()
+    customer = next(f"c-{i}" for i in range(99) if not is_placed(f"c-{i}", 0, 4, "murmur2"))
+    task.tick(bought(customer, 0))
+    task.partitions = 4
+    result = task.tick(bought(customer, 1))
+    assert (result.misplaced, int(task.row(customer)["events"])) == (0, 2)
+
+
 def test_a_duplicate_is_counted_and_changes_nothing_but_the_due_time() -> None:
     task = ByHand()
     task.tick(bought("a", 0))
@@ -310,6 +319,37 @@ def test_nothing_is_alerted_before_there_is_a_model(lived: Run) -> None:
     assert not [
         result.entry.alerts for result in lived.results if result.entry.model_version == 0 and result.entry.alerts
     ]
+
+
+def test_anomalies_of_a_customer_lie_a_cool_down_apart_and_come_after_the_first_events(lived: Run) -> None:
+    quiet, seen, found = dict[str, int](), Counter[str](), 0
+    alerts, rules = lived.settings.alerts, event_rules_of(lived.settings)
+    times = {
+        f"{each.topic}-0-{each.offset}": clock.read(each, rules).time_ms
+        for log in lived.records.values()
+        for each in log
+    }
+    for result in lived.results:
+        seen.update(
+            {name: int(row["events"]) for name, row in zip(result.entry.customers, result.entry.rows, strict=True)}
+        )
+        for alert in result.entry.alerts:
+            data = orjson.loads(alert.value)["data"]
+            if data["kind"] == "anomaly":
+                at = times[data["derived_from"]["cause"]]
+                assert at >= quiet.get(alert.key, 0)
+                assert seen[alert.key] >= alerts.anomaly_min_events
+                quiet[alert.key] = at + round(alerts.anomaly_cooldown_hours * HOUR_MS)
+                found += 1
+    assert found > 50
+
+
+def test_an_anomaly_of_a_customer_of_few_events_is_held_back(lived: Run) -> None:
+    careful = settings(alerts={"anomaly_min_events": 1_000})
+    results = run(careful, {topic: log[:1_500] for topic, log in lived.records.items()}).results
+    held = sum((Counter(result.held) for result in results), Counter[tuple[str, str]]())
+    assert held["anomaly", "too_few_events"] > 10
+    assert "anomaly" not in [kind for result in results for kind, _ in kinds(result)]
 
 
 def test_anonymous_customers_raise_neither_churn_nor_segment_alerts(lived: Run) -> None:
@@ -364,6 +404,9 @@ class BySize:
     def margin_many(self, features: np.ndarray) -> np.ndarray:
         return np.full(len(features), 0.9)
 
+    def figures(self) -> dict[str, float]:
+        return {"customers": 50}
+
     def centres(self) -> np.ndarray:
         return np.zeros((2, 8))
 
@@ -389,6 +432,15 @@ def test_a_customer_who_moves_is_alerted_once_and_not_before_the_dwell_is_over()
     found = [kinds(task.tick(bought("a", day, 9_999))) for day in (11, 12, 13.9, 14.1, 15)]
     assert found == [[], [], [], [("segment_changed", "a")], []]
     assert int(task.row("a")["segment"]) == 1
+
+
+def test_an_anonymous_buyer_is_given_no_segment() -> None:
+    task = ByHand()
+    task.version = by_size(task, 1)
+    for day in (0, 5, 10, 15):
+        task.tick({name: value for name, value in bought("", day).items() if name != "userId"} | {"anonymousId": "v"})
+    row = task.row("anon:v")
+    assert (int(row["order_days"]), int(row["segment"])) == (4, NO_SEGMENT)
 
 
 def test_a_customer_who_comes_back_within_the_dwell_is_not_alerted() -> None:

@@ -1,0 +1,134 @@
+"""The tables of the docs that are written from the code: `python -m docs.tables` writes them anew, a test compares.
+
+Each stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+import re
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from stream.events import KINDS, REASONS
+from stream.metrics import Metrics
+from stream.processing.customer import FIELDS, ROW
+from stream.settings import Settings
+
+HERE = Path(__file__).parent
+
+
+def settings() -> str:
+    """One row per setting."""
+    rows = ["| setting | default | unit and meaning |", "|---|---|---|"]
+    for section, table in Settings.model_fields.items():
+        for key, field in table.annotation.model_fields.items():  # type: ignore[union-attr]  # every section is a model
+            rows.append(f"| `{section}.{key}` | {_default(field)} | {_cell(str(field.description))}{_limits(field)} |")
+    return "\n".join(rows)
+
+
+def metrics() -> str:
+    """One row per metric."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for name, metric in sorted(_metrics().items()):
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        rows.append(f"| `{name}` | {metric._type} | {labels} | {_cell(metric._documentation)} |")
+    return "\n".join(rows)
+
+
+def row() -> str:
+    """One row per field of a customer's record."""
+    rows = [
+        f"{ROW.itemsize} bytes a customer.",
+        "",
+        "| field | type | unit | meaning | from |",
+        "|---|---|---|---|---|",
+    ]
+    rows += [f"| `{f.name}` | `{f.type}` | {f.unit} | {_cell(f.meaning)} | {f.source} |" for f in FIELDS]
+    return "\n".join(rows)
+
+
+def reasons() -> str:
+    """One row per reason of a dead letter."""
+    rows = ["| `driftline-reason` | what was found |", "|---|---|"]
+    return "\n".join(rows + [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()])
+
+
+def kinds() -> str:
+    """One row per event name that is understood."""
+    rows = ["| `event` | counted as |", "|---|---|"]
+    rows += [f"| `{name}` | {kind.name.lower().replace('_', ' ')} |" for name, kind in KINDS.items()]
+    return "\n".join([*rows, "| any other | itself: counted, sessions and anomalies |"])
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("configuration.md", settings),
+    "metrics": ("metrics.md", metrics),
+    "row": ("customers.md", row),
+    "reasons": ("events.md", reasons),
+    "kinds": ("events.md", kinds),
+}
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """`text` with the table between its markers."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+
+
+def main() -> None:
+    """Write every table into its page."""
+    for name, (page, table) in TABLES.items():
+        path = HERE / page
+        path.write_text(replaced(path.read_text("utf-8"), name, table()), "utf-8")
+
+
+def _metrics() -> dict[str, Any]:
+    found = {}
+    for metric in vars(Metrics()).values():
+        if hasattr(metric, "_documentation"):
+            name = metric._name + ("_total" if metric._type == "counter" else "")
+            found[name] = metric
+    return found
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "the host's name"
+    default = field.default
+    if default is PydanticUndefined or default is None:
+        return "none"
+    shown = default.get_secret_value() if isinstance(default, SecretStr) else default
+    return f"`{shown}`"
+
+
+def _limits(field: FieldInfo) -> str:
+    choices = _choices(field.annotation)
+    if choices:
+        return f" ({', '.join(f'`{choice}`' for choice in choices)})"
+    bounds = {type(limit).__name__: limit for limit in field.metadata}
+    low, high = bounds.get("Ge") or bounds.get("Gt"), bounds.get("Le") or bounds.get("Lt")
+    shown = [f"{'≥' if hasattr(low, 'ge') else '>'} {_value(low):g}"] if low else []
+    shown += [f"{'≤' if hasattr(high, 'le') else '<'} {_value(high):g}"] if high else []
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _value(limit: Any) -> float:
+    return float(next(iter(vars(limit).values())) if hasattr(limit, "__dict__") else getattr(limit, limit.__slots__[0]))
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is types.UnionType:
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    return get_args(annotation) if str(get_origin(annotation)).endswith("Literal") else ()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

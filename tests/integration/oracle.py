@@ -1,0 +1,319 @@
+"""What must hold after any run, checked from outside: from the broker's records and Redis's keys alone.
+
+1 each task's journal goes 1, 2, 3, … and its offset ranges tile the input
+2 each tick, run again from its journal entry, gives the same bytes
+3 the alerts are those of the journal, each id once, and each model version was published once
+4 Redis is the journal, folded
+5 each unusable record is a dead letter once, as it came
+6 each customer is known exactly
+7 the group is committed at the end of the input, with the stamp of the last tick
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+import redis
+from kafka import KafkaConsumer, TopicPartition
+
+from stream.backends.kafka import KafkaTopic
+from stream.events import EventRules, Record
+from stream.processing import clock, sections, tick
+from stream.processing.customer import ROW, SCHEMA, blank
+from stream.processing.journal import Entry, TaskState, decode, encode
+from stream.processing.tick import TickInput
+from stream.processing.version import WARMING, warming
+from stream.settings import Settings
+from stream.versions import Versions
+from tests.integration.shop import Bad, Counts, Shop
+
+ADDED = ("driftline-reason", "driftline-detail", "driftline-topic", "driftline-partition", "driftline-offset")
+NULL_VALUE = "driftline-null-value"
+
+
+class Tick(NamedTuple):
+    """A journal record as read: the bytes, and what they decode to."""
+
+    data: bytes
+    entry: Entry
+
+
+class Seen(NamedTuple):
+    """Everything a run left behind. Tests change a copy to see that the checks can fail."""
+
+    settings: Settings
+    inputs: Mapping[tuple[str, int], Sequence[Record]]
+    ticks: Mapping[int, Sequence[Tick]]
+    alerts: Sequence[tuple[bytes, bytes]]
+    letters: Sequence[Record]
+    published: Sequence[bytes]
+    committed: Mapping[tuple[str, int], tuple[int, str] | None]
+    rows: Mapping[int, Mapping[str, bytes]]
+    dues: Mapping[int, Mapping[str, int]]
+    markers: Mapping[int, Mapping[str, object]]
+
+
+def look(settings: Settings, partitions: int) -> Seen:
+    """Read what a run left: every topic with read_committed, and Redis."""
+    topics = {kind: read_topic(settings, settings.topic(kind)) for kind in ("alerts", "dead_letters", "models")}
+    journal = read_topic(settings, settings.topic("journal"))
+    tasks = range(partitions)
+    inputs: dict[tuple[str, int], list[Record]] = {(topic, task): [] for topic in settings.inputs for task in tasks}
+    for topic in settings.inputs:
+        for record in read_topic(settings, topic):
+            inputs[topic, record.partition].append(record)
+    ticks = {task: list(_ticks([one for one in journal if one.partition == task])) for task in tasks}
+    with closing(asking(settings)) as consumer:
+        offsets = committed(settings, partitions, consumer)
+    with redis.Redis.from_url(settings.redis.url.get_secret_value()) as client:
+        stored = {task: _stored(client, f"{{{settings.application.name}:p{task}}}:") for task in tasks}
+    return Seen(
+        settings,
+        inputs,
+        ticks,
+        [(one.key or b"", one.value or b"") for one in topics["alerts"]],
+        topics["dead_letters"],
+        [one.key or b"" for one in topics["models"] if (one.key or b"").startswith(b"version/")],
+        offsets,
+        {task: rows for task, (rows, _, _) in stored.items()},
+        {task: dues for task, (_, dues, _) in stored.items()},
+        {task: marker for task, (_, _, marker) in stored.items()},
+    )
+
+
+def check(settings: Settings, shop: Shop) -> Seen:
+    """Look, and check everything against what the shop expects."""
+    seen = look(settings, shop.partitions)
+    check_all(seen, shop.counts, shop.bad)
+    return seen
+
+
+def check_all(seen: Seen, counts: Mapping[str, Counts], bad: Sequence[Bad]) -> None:
+    """All seven checks; each raises AssertionError with what was found."""
+    check_the_journal_tiles_the_input(seen)
+    check_ticks_run_again_give_the_same_bytes(seen)
+    check_alerts_are_those_of_the_journal(seen)
+    check_redis_is_the_journal_folded(seen)
+    check_dead_letters(seen, bad)
+    check_customers(seen, counts)
+    check_the_group_is_at_the_end(seen)
+
+
+def check_the_journal_tiles_the_input(seen: Seen) -> None:
+    for task, ticks in seen.ticks.items():
+        assert [one.entry.seq for one in ticks] == list(range(1, len(ticks) + 1)), f"task {task}: a tick lacks"
+        offsets = dict.fromkeys(seen.settings.inputs, 0)
+        stream_time_ms = 0
+        for _, entry in ticks:
+            where = f"task {task}, tick {entry.seq}"
+            assert (entry.task, entry.prev_seq) == (task, entry.seq - 1), where
+            assert dict(entry.offsets_before) == offsets, f"{where}: a gap or an overlap"
+            assert all(entry.state.offsets[topic] >= offsets[topic] for topic in offsets), where
+            assert entry.state.stream_time_ms >= stream_time_ms, f"{where}: stream time went back"
+            offsets, stream_time_ms = dict(entry.state.offsets), entry.state.stream_time_ms
+        ends = {topic: len(seen.inputs[topic, task]) for topic in seen.settings.inputs}
+        assert offsets == ends, f"task {task}: not read to the end"
+
+
+def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
+    settings = seen.settings
+    application = settings.application
+    event_rules = EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
+    rules = tick.rules(settings)
+    numbers = {one.entry.model_version for ticks in seen.ticks.values() for one in ticks}
+    topic = KafkaTopic(settings, settings.topic("models"))
+    try:
+        versions = Versions(topic).read(sorted(numbers)) | {WARMING: warming(settings.models)}
+    finally:
+        topic.close()
+    assert numbers <= set(versions), f"versions {sorted(numbers - set(versions))} were never published"
+    for task, ticks in seen.ticks.items():
+        stored: dict[str, bytes] = {}
+        state = TaskState()
+        for data, entry in ticks:
+            assert entry.code == tick.CODE, "the code was changed while the test ran"
+            taken = [
+                clock.read(record, event_rules)
+                for name, end in entry.state.offsets.items()
+                for record in seen.inputs[name, task][entry.offsets_before[name] : end]
+            ]
+            merged = clock.merged(taken, settings.inputs)
+            before = TickInput(
+                task,
+                entry.partitions,
+                replace(state, offsets=entry.offsets_before),
+                merged,
+                entry.wakes,
+                entry.released,
+                entry.state.stream_time_ms,
+                entry.state.live,
+                versions[entry.model_version],
+            )
+            customers = tick.touched(merged, entry.wakes)
+            rows, known = blank(len(customers)), np.zeros(len(customers), np.bool_)
+            for i, customer in enumerate(customers):
+                if customer in stored:
+                    rows[i], known[i] = np.frombuffer(stored[customer], ROW)[0], True
+            again = encode(tick.run(before, customers, rows, known, rules).entry)
+            where = f"task {task}, tick {entry.seq}"
+            assert again == data, f"{where}: run again it gives another journal record: {_difference(data, again)}"
+            _fold(stored, entry)
+            state = entry.state
+
+
+def check_alerts_are_those_of_the_journal(seen: Seen) -> None:
+    journalled = [alert for ticks in seen.ticks.values() for one in ticks for alert in one.entry.alerts]
+    of_journal = Counter((alert.key.encode(), alert.value) for alert in journalled)
+    assert Counter(seen.alerts) == of_journal, "the alerts are not those of the journal"
+    for what, ids in (
+        ("alert", [orjson.loads(value)["id"] for _, value in seen.alerts]),
+        ("model version", seen.published),
+    ):
+        twice = [one for one, count in Counter(ids).items() if count > 1]
+        assert not twice, f"published more than once: {what} {twice}"
+
+
+def check_redis_is_the_journal_folded(seen: Seen) -> None:
+    for task, ticks in seen.ticks.items():
+        stored: dict[str, bytes] = {}
+        for one in ticks:
+            _fold(stored, one.entry)
+        found = seen.rows[task]
+        assert set(found) == set(stored), f"task {task}: other customers than in the journal"
+        differ = [customer for customer in stored if found[customer] != SCHEMA.to_bytes(2, "little") + stored[customer]]
+        assert not differ, f"task {task}: other rows than in the journal: {differ}"
+        dues = {customer: int(np.frombuffer(row, ROW)[0]["due"]) for customer, row in stored.items()}
+        assert seen.dues[task] == dues, f"task {task}: other due times than in the rows"
+        last = ticks[-1].entry.state
+        assert seen.markers[task]["seq"] == last.seq, f"task {task}: the marker is not at the last tick"
+        assert seen.markers[task]["state"] == orjson.loads(orjson.dumps(last.to_json())), f"task {task}: other state"
+
+
+def check_dead_letters(seen: Seen, bad: Sequence[Bad]) -> None:
+    found = []
+    for letter in seen.letters:
+        added = {name: value.decode() for name, value in letter.headers if name in ADDED}
+        assert set(added) == set(ADDED), f"dead letter without {set(ADDED) - set(added)}"
+        assert added["driftline-detail"]
+        original = tuple(one for one in letter.headers if one[0] not in (*ADDED, NULL_VALUE))
+        value = None if (NULL_VALUE, b"1") in letter.headers else letter.value
+        place = added["driftline-topic"], int(added["driftline-partition"]), int(added["driftline-offset"])
+        found.append(Bad(*place, letter.key, value, original, added["driftline-reason"]))
+    assert Counter(found) == Counter(bad), "the dead letters are not the unusable records"
+
+
+def check_customers(seen: Seen, counts: Mapping[str, Counts]) -> None:
+    found = {}
+    for rows in seen.rows.values():
+        for customer, data in rows.items():
+            row = np.frombuffer(data[2:], ROW)[0]
+            assert customer not in found, f"{customer} is known to two tasks"
+            found[customer] = Counts(int(row["events"]), int(row["orders"]), int(row["spend_minor"]))
+    differ = {customer: (found.get(customer), counts.get(customer)) for customer in {*found, *counts}}
+    differ = {customer: pair for customer, pair in differ.items() if pair[0] != pair[1]}
+    assert not differ, f"customers are known otherwise than they lived (found, expected): {differ}"
+
+
+def check_the_group_is_at_the_end(seen: Seen) -> None:
+    for (topic, task), records in seen.inputs.items():
+        if not seen.ticks[task]:
+            continue
+        last = seen.ticks[task][-1].entry.state
+        stamp = seen.committed[topic, task]
+        assert stamp is not None, f"{topic}-{task}: nothing is committed"
+        assert stamp[0] == len(records), f"{topic}-{task}: committed {stamp[0]} of {len(records)}"
+        assert orjson.loads(stamp[1]) == {"seq": last.seq, "inc": last.incarnation}, f"{topic}-{task}: {stamp[1]}"
+
+
+def asking(settings: Settings) -> KafkaConsumer:
+    """A consumer that asks for the group's offsets without joining it."""
+    return KafkaConsumer(
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        group_id=settings.application.name,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+    )
+
+
+def committed(
+    settings: Settings, partitions: int, consumer: KafkaConsumer
+) -> dict[tuple[str, int], tuple[int, str] | None]:
+    """The group's committed offset and metadata of each input partition."""
+    # An answer that an earlier call did not wait for would be taken for today's.
+    consumer._coordinator._offset_fetch_futures.clear()
+    places = [TopicPartition(topic, task) for topic in settings.inputs for task in range(partitions)]
+    found = {place: consumer.committed(place, metadata=True, timeout_ms=20_000) for place in places}
+    return {tuple(place): None if stamp is None else (stamp.offset, stamp.metadata) for place, stamp in found.items()}
+
+
+def read_topic(settings: Settings, name: str) -> list[Record]:
+    """Every committed record of a topic, partition by partition."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+    try:
+        places = [TopicPartition(name, partition) for partition in sorted(consumer.partitions_for_topic(name))]
+        consumer.assign(places)
+        ends = consumer.end_offsets(places)
+        found: dict[int, list[Record]] = {place.partition: [] for place in places}
+        while any(consumer.position(place) < ends[place] for place in places):
+            for batch in consumer.poll(timeout_ms=500).values():
+                for one in batch:
+                    headers = tuple(one.headers or ())
+                    found[one.partition].append(
+                        Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers)
+                    )
+        return [record for partition in sorted(found) for record in found[partition]]
+    finally:
+        consumer.close()
+
+
+def _ticks(records: Sequence[Record]) -> Iterator[Tick]:
+    parts: list[bytes] = []
+    for record in records:
+        place, _, count = dict(record.headers)["driftline-chunk"].partition(b"/")
+        assert int(place) == len(parts), f"a chunk of the journal lacks at offset {record.offset}"
+        parts.append(record.value or b"")
+        if len(parts) == int(count):
+            data = b"".join(parts)
+            parts = []
+            yield Tick(data, decode(data))
+    assert not parts, "the journal ends within a record"
+
+
+def _stored(client: "redis.Redis[bytes]", prefix: str) -> tuple[dict[str, bytes], dict[str, int], Mapping[str, object]]:
+    """Rows, due times and marker of one task, as they lie in Redis."""
+    start = f"{prefix}c:"
+    keys = sorted(client.scan_iter(f"{prefix}*", count=1_000))
+    customers = [key.decode().removeprefix(start) for key in keys if key.decode().startswith(start)]
+    values = client.mget([start + customer for customer in customers]) if customers else []
+    dues = {name.decode(): int(score) for name, score in client.zrange(f"{prefix}due", 0, -1, withscores=True)}
+    marker = client.hgetall(f"{prefix}m")
+    body = orjson.loads(marker[b"body"]) if marker else {}
+    if marker:
+        assert int(marker[b"seq"]) == body["state"]["seq"]
+    assert len(keys) == len(customers) + bool(dues) + bool(marker), "keys that nobody knows"
+    return dict(zip(customers, values, strict=True)), dues, body | {"seq": int(marker.get(b"seq", 0))}
+
+
+def _difference(data: bytes, again: bytes) -> str:
+    """Where two journal records differ: fields of the header, and sections."""
+    before, after = sections.unpack_header(data), sections.unpack_header(again)
+    fields = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
+    differ = [
+        name for name in before["sections"] if sections.raw(data, before, name) != sections.raw(again, after, name)
+    ]
+    return f"{'; '.join(fields)} sections {differ}"
+
+
+def _fold(stored: dict[str, bytes], entry: Entry) -> None:
+    stored |= {customer: entry.rows[i].tobytes() for i, customer in enumerate(entry.customers)}
+    for customer in entry.forgotten:
+        stored.pop(customer, None)

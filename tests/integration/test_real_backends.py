@@ -1,0 +1,600 @@
+"""The contract of the ports on a real Kafka and a real Redis, and what only those can get wrong."""
+
+import inspect
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import redis
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.structs import OffsetAndMetadata
+
+from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic, check_topics, create_topics
+from stream.backends.kafka import inputs as kafka_inputs
+from stream.backends.kafka import outputs as kafka_outputs
+from stream.backends.kafka import topic as kafka_topic
+from stream.backends.kafka.client import mapped
+from stream.backends.redis import RedisStore
+from stream.errors import (
+    BrokerUnavailable,
+    DriftlineError,
+    Misconfigured,
+    NewerSchema,
+    OutcomeUnknown,
+    StoreUnavailable,
+    TaskLost,
+)
+from stream.ports import Committed, Inputs, Outputs, Store, Topic
+from stream.processing.customer import SCHEMA
+from stream.settings import Settings, parse
+from tests.builders import NOW
+from tests.servers import KafkaServer, RedisServer
+
+pytest.register_assert_rewrite("tests.conformance.backends")
+
+from tests.conformance.backends import (  # noqa: E402  its assertions are rewritten first
+    NOTHING,
+    PARTITIONS,
+    InputsContract,
+    OutputsContract,
+    StoreContract,
+    TopicContract,
+    apply,
+    join,
+    marker,
+    note,
+    read_all,
+    shared,
+    stamps,
+)
+
+pytestmark = pytest.mark.servers
+
+PASSWORD = "geheim"
+
+
+def settings_of(name: str, bootstrap: str = "127.0.0.1:1", url: str = "redis://127.0.0.1:1/0", **more: Any) -> Settings:
+    """Settings with short time-outs; the input topics are those of the application alone."""
+    return parse(
+        {
+            "application": {"name": name, "instance": more.get("instance", "one")},
+            "kafka": {
+                "bootstrap_servers": bootstrap,
+                "session_timeout_s": 6,
+                "start_at": more.get("start_at", "earliest"),
+                "commit_timeout_s": more.get("commit_timeout_s", 20),
+            },
+            "topics": {"clickstream": f"{name}.clicks", "purchases": f"{name}.buys"},
+            "redis": {"url": url, "timeout_s": more.get("timeout_s", 1.0)},
+        }
+    )
+
+
+class OnServers:
+    """A `Cluster` on the session's servers, under an application of its own. Clients are made where asked for."""
+
+    def __init__(self, bootstrap: str = "", url: str = "") -> None:
+        self.name = f"t-{uuid4().hex[:8]}"
+        self._to_close: list[Any] = []
+        self._bootstrap, self._url = bootstrap or "127.0.0.1:1", url or "redis://127.0.0.1:1/0"
+        self._producer: KafkaProducer | None = None
+        settings = self.settings()
+        self.inputs = settings.inputs
+        self.journal = settings.topic("journal")
+        if bootstrap:
+            with self.admin() as admin:
+                spec = {"num_partitions": PARTITIONS, "replication_factor": 1}
+                admin.create_topics(dict.fromkeys((*self.inputs, self.journal), spec))
+
+    def settings(self, instance: str = "one", **more: Any) -> Settings:
+        return settings_of(self.name, self._bootstrap, self._url, instance=instance, **more)
+
+    def admin(self) -> KafkaAdminClient:
+        return KafkaAdminClient(bootstrap_servers=self._bootstrap)
+
+    def make_inputs(self, instance: str = "one", start_at: str = "earliest") -> KafkaInputs:
+        return self._kept(KafkaInputs(self.settings(instance, start_at=start_at)))
+
+    def make_outputs(self, name: str, inputs: Inputs) -> Outputs:
+        assert isinstance(inputs, KafkaInputs)
+        return self._kept(KafkaOutputs(self.settings(), name, inputs.holds))
+
+    def make_topic(self, name: str) -> Topic:
+        return self._kept(KafkaTopic(self.settings(), name))
+
+    def make_store(self) -> Store:
+        return self._kept(RedisStore(self.settings()))
+
+    def a_producer(self, transactional_id: str | None = None) -> KafkaProducer:
+        """A producer outside of our backends, ready to begin where it is transactional."""
+        producer = KafkaProducer(bootstrap_servers=self._bootstrap, transactional_id=transactional_id, linger_ms=5)
+        self._to_close.append(_Closing(lambda: producer.close(timeout=1)))
+        if transactional_id:
+            producer.init_transactions()
+        return producer
+
+    def produce(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: tuple[tuple[str, bytes], ...] = (),
+    ) -> None:
+        if self._producer is None:
+            self._producer = self.a_producer()
+        self._producer.send(topic, value, key, list(headers), partition, NOW)
+
+    def flush(self) -> None:
+        if self._producer is not None:
+            self._producer.flush(timeout=20)
+
+    def remove_before(self, topic: str, partition: int, offset: int) -> None:
+        with self.admin() as admin:
+            admin.delete_records({TopicPartition(topic, partition): offset})
+
+    def close(self) -> None:
+        """Close what was made, last first; some of it a test has closed already."""
+        while self._to_close:
+            self._to_close.pop().close()
+
+    def _kept(self, made: Any) -> Any:
+        self._to_close.append(made)
+        return made
+
+
+class _Closing:
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.close = close
+
+
+@pytest.fixture
+def on_kafka(kafka_bootstrap: str) -> Iterator[OnServers]:
+    made = OnServers(bootstrap=kafka_bootstrap)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def on_redis(redis_url: str) -> Iterator[OnServers]:
+    made = OnServers(url=redis_url)
+    yield made
+    made.close()
+
+
+class TestInputs(InputsContract):
+    @pytest.fixture
+    def cluster(self, on_kafka: OnServers) -> OnServers:
+        return on_kafka
+
+
+class TestOutputs(OutputsContract):
+    @pytest.fixture
+    def cluster(self, on_kafka: OnServers) -> OnServers:
+        return on_kafka
+
+
+class TestTopic(TopicContract):
+    @pytest.fixture
+    def cluster(self, on_kafka: OnServers) -> OnServers:
+        return on_kafka
+
+
+class TestStore(StoreContract):
+    @pytest.fixture
+    def cluster(self, on_redis: OnServers) -> OnServers:
+        return on_redis
+
+
+# Kafka: what must fit together before anything starts
+
+
+def test_missing_input_topics_are_named_with_the_command_that_creates_them(kafka_bootstrap: str) -> None:
+    settings = settings_of(f"t-{uuid4().hex[:8]}", kafka_bootstrap)
+    with pytest.raises(Misconfigured, match="driftline topics create") as caught:
+        KafkaInputs(settings)
+    assert all(topic in str(caught.value) for topic in settings.inputs)
+    with pytest.raises(Misconfigured, match=r"driftline topics create"):
+        KafkaTopic(settings, settings.topic("journal"))
+
+
+def test_unequal_partition_counts_are_refused(kafka_bootstrap: str) -> None:
+    settings = settings_of(f"t-{uuid4().hex[:8]}", kafka_bootstrap)
+    with KafkaAdminClient(bootstrap_servers=kafka_bootstrap) as admin:
+        admin.create_topics(
+            {name: {"num_partitions": 2 + i, "replication_factor": 1} for i, name in enumerate(settings.inputs)}
+        )
+    with pytest.raises(Misconfigured, match="equal") as caught:
+        KafkaInputs(settings)
+    assert all(f"'{topic}': {count}" in str(caught.value) for topic, count in zip(settings.inputs, (2, 3), strict=True))
+    checks = {check.name: check for check in check_topics(settings)}
+    assert "2 partitions" in checks[settings.inputs[0]].faults[0]
+    assert checks[settings.inputs[1]].faults == ()
+
+
+def test_topics_that_were_created_pass_the_check_and_are_not_created_again(kafka_bootstrap: str) -> None:
+    settings = settings_of(f"t-{uuid4().hex[:8]}", kafka_bootstrap)
+    ours = [settings.topic(kind) for kind in ("alerts", "dead_letters", "journal", "models")]
+    assert {check.name: check.faults for check in check_topics(settings)} == dict.fromkeys(
+        [*settings.inputs, *ours], ("does not exist: run `driftline topics create`",)
+    )
+    assert create_topics(settings, 3, 1) == sorted([*settings.inputs, *ours])
+    checks = check_topics(settings)
+    assert {check.name: check.partitions for check in checks} == {
+        **dict.fromkeys([*settings.inputs, *ours], 3),
+        settings.topic("models"): 1,
+    }
+    assert [check.faults for check in checks if check.faults] == []
+    assert create_topics(settings, 5, 1) == []
+
+
+def test_topics_created_beside_existing_inputs_have_as_many_partitions(kafka_bootstrap: str) -> None:
+    settings = settings_of(f"t-{uuid4().hex[:8]}", kafka_bootstrap)
+    with KafkaAdminClient(bootstrap_servers=kafka_bootstrap) as admin:
+        admin.create_topics({settings.inputs[1]: {"num_partitions": 5, "replication_factor": 1}})
+    create_topics(settings, 2, 1)
+    counts = {check.name: check.partitions for check in check_topics(settings)}
+    assert {name: counts[name] for name in (*settings.inputs, settings.topic("journal"))} == dict.fromkeys(
+        (*settings.inputs, settings.topic("journal")), 5
+    )
+
+
+def test_the_check_names_a_setting_of_a_topic_that_is_not_as_it_should_be(on_kafka: OnServers) -> None:
+    faults = {check.name: check.faults for check in check_topics(on_kafka.settings())}[on_kafka.journal]
+    assert len(faults) == 1
+    assert "max.message.bytes is 1048588, should be 2000000" in faults[0]
+
+
+# Kafka: who may write
+
+
+def test_a_worker_whose_name_another_has_taken_is_told_the_setting_at_its_next_polls(on_kafka: OnServers) -> None:
+    older = on_kafka.make_inputs("same")
+    join(older)
+    join(on_kafka.make_inputs("same"))
+
+    def poll_on() -> None:
+        until = time.monotonic() + 5  # heartbeats are sent every 1.5 s
+        while time.monotonic() < until:
+            older.poll(0.2, NOTHING)
+
+    with pytest.raises(Misconfigured, match=r"application\.instance"):
+        poll_on()
+
+
+def test_a_worker_whose_name_another_has_taken_commits_nothing_and_is_told_the_setting(on_kafka: OnServers) -> None:
+    older = on_kafka.make_inputs("same")
+    old, old_outputs = join(older), on_kafka.make_outputs("same", older)
+    newer = on_kafka.make_inputs("same")
+    token, outputs = join(newer), on_kafka.make_outputs("same", newer)
+
+    def insist() -> None:
+        for _ in range(3):
+            try:
+                old_outputs.commit([note(on_kafka, b"older")], stamps(on_kafka, 7, 1), old)
+            except (TaskLost, OutcomeUnknown):
+                old_outputs.reset()
+
+    with pytest.raises(Misconfigured, match=r"application\.instance"):
+        insist()
+    assert newer.committed(0) is None
+    outputs.reset()
+    outputs.commit([note(on_kafka, b"newer")], stamps(on_kafka, 8, 1), token)
+    assert [record.value for record in read_all(on_kafka.make_topic(on_kafka.journal), 0, 1)] == [b"newer"]
+
+
+def test_the_broker_too_refuses_an_old_generation(on_kafka: OnServers) -> None:
+    """Where the assignment changes after our own check."""
+    with shared(on_kafka) as (first, _, _, _, ours, _):
+        unguarded = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "unguarded"))
+        metadata = ours.proof.metadata
+        former = type(metadata)(
+            metadata.group_id, metadata.generation_id - 1, metadata.member_id, metadata.group_instance_id
+        )
+        task = min(ours.tasks)
+        with pytest.raises(TaskLost):
+            unguarded.commit(
+                [note(on_kafka, b"stale")],
+                stamps(on_kafka, 7, 1, task),
+                ours._replace(proof=ours.proof._replace(metadata=former)),
+            )
+        assert first.committed(task) is None
+        unguarded.commit([note(on_kafka, b"fresh")], stamps(on_kafka, 8, 1, task), ours)
+        assert [record.value for record in read_all(on_kafka.make_topic(on_kafka.journal), 0, 1)] == [b"fresh"]
+
+
+def test_committed_waits_for_an_open_transaction_and_then_knows_its_offsets(
+    on_kafka: OnServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_inputs, "COMMITTED_TIMEOUT_MS", 400)
+    inputs = on_kafka.make_inputs()
+    token = join(inputs)
+    former_owner = on_kafka.a_producer("former-owner")
+    former_owner.begin_transaction()
+    offsets = {TopicPartition(topic, 0): OffsetAndMetadata(7, '{"seq":1,"inc":0}', -1) for topic in on_kafka.inputs}
+    former_owner.send_offsets_to_transaction(offsets, token.proof.metadata)
+    with pytest.raises(BrokerUnavailable, match="committed offset"):
+        inputs.committed(0)
+    former_owner.commit_transaction()
+    monkeypatch.undo()
+    assert inputs.committed(0) == Committed(dict.fromkeys(on_kafka.inputs, 7), 1, 0)
+
+
+def test_committed_does_not_answer_what_an_earlier_call_gave_up_waiting_for(
+    on_kafka: OnServers, kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python 3.0.12 remembers the question and would answer the next one with what was committed then."""
+    inputs = on_kafka.make_inputs()
+    token = join(inputs)
+    outputs = on_kafka.make_outputs("other", inputs)
+    outputs.commit([note(on_kafka)], stamps(on_kafka, 1, 1), token)
+    assert inputs.committed(0) is not None
+    monkeypatch.setattr(kafka_inputs, "COMMITTED_TIMEOUT_MS", 300)
+    kafka_server.pause()
+    try:
+        with pytest.raises(BrokerUnavailable):
+            inputs.committed(0)
+    finally:
+        kafka_server.resume()
+    monkeypatch.undo()
+    until = time.monotonic() + 1  # the answer arrives
+    while time.monotonic() < until:
+        inputs.poll(0.1, NOTHING)
+    outputs.commit([note(on_kafka)], stamps(on_kafka, 2, 2), join(inputs))
+    assert inputs.committed(0) == Committed(dict.fromkeys(on_kafka.inputs, 2), 2, 0)
+
+
+def test_offsets_that_something_else_committed_are_refused(on_kafka: OnServers) -> None:
+    inputs = on_kafka.make_inputs()
+    token = join(inputs)
+    stranger = on_kafka.a_producer("stranger")
+    stranger.begin_transaction()
+    stranger.send_offsets_to_transaction(
+        {TopicPartition(on_kafka.inputs[0], 0): OffsetAndMetadata(7, "", -1)},
+        token.proof.metadata,
+    )
+    stranger.commit_transaction()
+    with pytest.raises(Misconfigured, match=r"application\.name"):
+        inputs.committed(0)
+
+
+def test_a_reader_sees_nothing_of_aborted_and_open_transactions(on_kafka: OnServers) -> None:
+    producer = on_kafka.a_producer("writer")
+    for value, end in ((b"aborted", producer.abort_transaction), (b"committed", producer.commit_transaction)):
+        producer.begin_transaction()
+        producer.send(on_kafka.journal, value, partition=0).get(10)
+        end()
+    producer.begin_transaction()
+    producer.send(on_kafka.journal, b"open", partition=0).get(10)
+    topic = on_kafka.make_topic(on_kafka.journal)
+    (read,) = read_all(topic, 0, 1)
+    assert read.value == b"committed"
+    assert topic.read(0, read.offset + 1, 10) == []
+    producer.abort_transaction()
+    assert topic.read(0, read.offset + 1, 10) == []
+
+
+# Kafka: no answer
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wait for a broker ends within a second."""
+    for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
+        monkeypatch.setitem(client.DEFAULT_CONFIG, "bootstrap_timeout_ms", 500)
+    for module in (kafka_inputs, kafka_outputs, kafka_topic):
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_MS", 500)
+    monkeypatch.setattr(kafka_inputs, "COMMITTED_TIMEOUT_MS", 500)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        KafkaInputs,
+        lambda settings: KafkaTopic(settings, "nowhere"),
+        lambda settings: KafkaOutputs(settings, "one"),
+        check_topics,
+        lambda settings: create_topics(settings, 1, 1),
+    ],
+    ids=["inputs", "topic", "outputs", "check", "create"],
+)
+def test_a_broker_that_does_not_answer_is_unavailable_from_the_start(
+    make: Callable[[Settings], object], impatient: None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(BrokerUnavailable):
+        make(settings_of("nobody", f"127.0.0.1:{silent.getsockname()[1]}"))
+
+
+def test_a_broker_that_stops_answering_is_unavailable_and_all_go_on_once_it_is_back(
+    on_kafka: OnServers, kafka_server: KafkaServer, impatient: None
+) -> None:
+    inputs = on_kafka.make_inputs()
+    token, topic = join(inputs), on_kafka.make_topic(on_kafka.journal)
+    outputs = on_kafka._kept(KafkaOutputs(on_kafka.settings(commit_timeout_s=2), "one", inputs.holds))
+    outputs.commit([note(on_kafka, b"before")], stamps(on_kafka, 1, 1), token)
+    kafka_server.pause()
+    try:
+        for call in (
+            lambda: inputs.committed(0),
+            lambda: inputs.start(0, None),
+            lambda: topic.read(0, 0, 10),
+        ):
+            with pytest.raises(BrokerUnavailable):
+                call()
+        with pytest.raises(OutcomeUnknown):
+            outputs.commit([note(on_kafka, b"unknown")], stamps(on_kafka, 2, 2), token)
+        with pytest.raises(BrokerUnavailable):
+            outputs.reset()
+        assert not inputs.poll(0.1, NOTHING).records
+    finally:
+        kafka_server.resume()
+    outputs = on_kafka.make_outputs("one", inputs)
+    token = join(inputs)
+    known = inputs.committed(0)
+    assert known is not None
+    outputs.commit([note(on_kafka, b"after")], stamps(on_kafka, 3, known.seq + 1), token)
+    values = [record.value for record in read_all(topic, 0, known.seq + 1)]
+    assert values == ([b"before", b"unknown", b"after"] if known.seq == 2 else [b"before", b"after"])
+
+
+# Errors
+
+
+def test_every_error_of_the_kafka_client_has_one_of_ours() -> None:
+    classes = [one for _, one in inspect.getmembers(kafka_errors, inspect.isclass) if issubclass(one, BaseException)]
+    assert len(classes) > 100
+    assert [one for one in classes if not issubclass(one, kafka_errors.KafkaError)] == []  # `mapping` passes these by
+    for error in classes:
+        ours = mapped(error.__new__(error), "doing this")
+        assert type(ours) in (Misconfigured, BrokerUnavailable), error
+        assert str(ours).startswith("doing this: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (kafka_errors.TopicAuthorizationFailedError, "kafka.sasl_username"),
+        (kafka_errors.GroupAuthorizationFailedError, "kafka.sasl_username"),
+        (kafka_errors.TransactionalIdAuthorizationFailedError, "kafka.sasl_username"),
+        (kafka_errors.SaslAuthenticationFailedError, "kafka.sasl_password"),
+        (kafka_errors.FencedInstanceIdError, "application.instance"),
+        (kafka_errors.OffsetOutOfRangeError, "retention.ms"),
+        (kafka_errors.MessageSizeTooLargeError, "max.message.bytes"),
+        (kafka_errors.UnknownTopicOrPartitionError, "driftline topics create"),
+    ],
+)
+def test_an_error_that_waiting_does_not_mend_says_what_to_do(error: type[Exception], named: str) -> None:
+    ours = mapped(error(), "doing this")
+    assert isinstance(ours, Misconfigured)
+    assert named in str(ours)
+
+
+# Redis
+
+
+def test_a_row_of_a_newer_release_is_refused(on_redis: OnServers, redis_url: str) -> None:
+    store = on_redis.make_store()
+    apply(store, marker(1), {"a": 1, "b": 2})
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.keys("*:c:b")
+        row = client.get(key)
+        assert int.from_bytes(row[:2], "little") == SCHEMA
+        client.set(key, (SCHEMA + 1).to_bytes(2, "little") + row[2:])
+    assert list(store.load(0, ["a"])[1]) == ["a"]
+    with pytest.raises(NewerSchema, match=f"'b' has schema {SCHEMA + 1}"):
+        store.load(0, ["a", "b"])
+    with pytest.raises(NewerSchema):
+        list(store.scan(0))
+
+
+def test_it_knows_the_tasks_of_its_application_only(on_redis: OnServers, redis_url: str) -> None:
+    mine = on_redis._kept(RedisStore(on_redis.settings()))
+    other = on_redis._kept(RedisStore(settings_of("other", url=redis_url)))
+    assert mine.tasks() == []
+    rows = np.empty(0, [("due", "i8")])
+    for task in (0, 11, 2):
+        mine.apply(task, 0, marker(1), [], rows, [])
+    other.apply(5, 0, marker(1), [], rows, [])
+    assert mine.tasks() == [0, 2, 11]
+    assert other.tasks() == [5]
+
+
+def test_every_key_of_a_task_shares_its_hash_tag(on_redis: OnServers, redis_url: str) -> None:
+    apply(on_redis.make_store(), marker(1), {"a": 1, "{b}": 2})
+    with redis.Redis.from_url(redis_url) as client:
+        keys = client.keys("*")
+    assert len(keys) == 4
+    assert all(key.startswith(b"{%s:p0}:" % on_redis.name.encode()) for key in keys)
+
+
+def test_a_redis_that_would_forget_customers_is_refused(on_redis: OnServers, redis_url: str) -> None:
+    store = on_redis._kept(RedisStore(on_redis.settings()))
+    store.check()
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(Misconfigured, match="allkeys-lru"):
+                store.check()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+def every_call(store: Store) -> list[Callable[[], object]]:
+    return [
+        lambda: store.load(0, ["a"]),
+        lambda: apply(store, marker(2), {"a": 2}),
+        lambda: store.due(0, NOW, 10),
+        lambda: list(store.scan(0)),
+    ]
+
+
+@pytest.mark.parametrize("break_it", [RedisServer.pause, RedisServer.kill])
+def test_without_an_answer_every_call_says_unavailable_and_goes_on_once_it_is_back(
+    on_redis: OnServers, redis_server: RedisServer, break_it: Callable[[RedisServer], None]
+) -> None:
+    store = on_redis._kept(RedisStore(on_redis.settings(timeout_s=0.1)))
+    rows = apply(store, marker(1), {"a": 1})
+    break_it(redis_server)
+    try:
+        for call in every_call(store):
+            with pytest.raises(StoreUnavailable, match="Redis at redis://127"):
+                call()
+    finally:
+        redis_server.start()
+    found = store.load(0, ["a"])
+    assert found[0] in (marker(1), marker(2))  # a paused server may have read the tick and apply it when it wakes
+    apply(store, marker(2), {"a": 2})
+    assert (found[1]["a"] == rows[0].tobytes()) == (found[0] == marker(1))
+    assert store.due(0, NOW, 10) == ["a"]
+
+
+def test_a_call_without_an_answer_fails_after_the_time_out(on_redis: OnServers, redis_server: RedisServer) -> None:
+    store = on_redis._kept(RedisStore(on_redis.settings(timeout_s=0.3)))
+    store.load(0, ["a"])
+    redis_server.pause()
+    began = time.monotonic()
+    try:
+        with pytest.raises(StoreUnavailable):
+            store.load(0, ["a"])
+        took_s = time.monotonic() - began
+    finally:
+        redis_server.resume()
+    assert took_s < 1.0, "redis.timeout_s is 0.3 s"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"redis://:{PASSWORD}@127.0.0.1:1/0",
+        f"redis://user:{PASSWORD}@127.0.0.1:1/0",
+        f"redis://127.0.0.1:1/0?password={PASSWORD}",
+        f"redis://:{PASSWORD}/{PASSWORD}@127.0.0.1:1/0",
+        f"redis://:{PASSWORD}#{PASSWORD}@127.0.0.1:1/0",
+        f"http://:{PASSWORD}@127.0.0.1/0",
+        f"redis://:12/{PASSWORD}@127.0.0.1:1/0",
+    ],
+)
+def test_no_error_shows_the_password(address: str) -> None:
+    with pytest.raises(DriftlineError) as caught:  # noqa: PT012  some addresses are refused when the store is made
+        store = RedisStore(settings_of("app", url=address, timeout_s=0.2))
+        try:
+            store.load(0, ["a"])
+        finally:
+            store.close()
+    assert PASSWORD not in str(caught.value)
+    assert PASSWORD not in repr(caught.value.__cause__)
+
+
+def test_a_wrong_password_is_a_misconfiguration_that_does_not_show_it(redis_url: str) -> None:
+    store = RedisStore(settings_of("app", url=redis_url.replace("redis://", f"redis://nobody:{PASSWORD}@")))
+    try:
+        with pytest.raises(Misconfigured, match=r"redis\.url") as caught:
+            store.load(0, ["a"])
+    finally:
+        store.close()
+    assert PASSWORD not in str(caught.value)
