@@ -1,6 +1,6 @@
 """What the worker asks of the outside: four small ports, each with one contract that every backend passes.
 
-The contracts are tests/conformance/test_backends.py. Errors are those of stream/errors.py; no call lets a client
+The contracts are tests/conformance/backends.py. Errors are those of stream/errors.py; no call lets a client
 library's error through.
 """
 

@@ -45,6 +45,18 @@ def _topic_safe(name: str) -> str:
 Name = Annotated[str, AfterValidator(_topic_safe)]
 
 
+def _redis_url(url: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(url.get_secret_value())
+        usable = parts.scheme in ("redis", "rediss", "unix") and "@" not in parts.path + parts.query + parts.fragment
+        usable = usable and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("write redis://USER:PASSWORD@HOST:PORT/DB, with / # ? @ in user and password percent-encoded")
+    return url
+
+
 def _default_instance() -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:60] or "worker"
 
@@ -94,7 +106,7 @@ class Kafka(Section):
 class Redis(Section):
     """The store of customers."""
 
-    url: SecretStr = Field(
+    url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix://; a password in it is masked"
     )
     timeout_s: float = Field(5.0, gt=0, le=60, description="a call without answer fails after, s")
@@ -238,7 +250,7 @@ class Settings(Section):
     def shown_redis_url(self) -> str:
         """The Redis URL without its password, for logs and errors."""
         parts = urlsplit(self.redis.url.get_secret_value())
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:

@@ -13,18 +13,16 @@ Whatever fails, the tasks concerned are recovered: dropped from memory, compared
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream.errors import (
     BrokerUnavailable,
-    Misconfigured,
     OutcomeUnknown,
     Retriable,
     TaskLost,
-    TooManyDeadLetters,
 )
 from stream.events import EventRules, Record
 from stream.metrics import Metrics
@@ -35,7 +33,9 @@ from stream.processing.clock import Decoded
 from stream.processing.journal import TaskState
 from stream.processing.tick import DeadLetter, TickInput, TickResult
 from stream.processing.version import Version, warming
+from stream.quality import Quality
 from stream.recovery import Recovery
+from stream.reporting import Held, Reporter
 from stream.rows import RowCache
 from stream.settings import Settings
 from stream.trainer import Trainer
@@ -43,10 +43,7 @@ from stream.versions import Versions, chunked
 
 log = logging.getLogger(__name__)
 
-MISPLACED_SHARE = 0.01
-MISPLACED_AFTER = 1_000
 RETRY_S = 0.5
-GAUGE_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -97,24 +94,20 @@ class Worker:
         self._settings = settings
         self._ports = ports
         self._trainer = trainer
-        self._metrics = metrics
         self._wall_ms = wall_ms
         self._on_tick = on_tick
         self._rules = tick.rules(settings)
         self._event_rules = EventRules(
             settings.application.currency, settings.application.rates, round(settings.tick.max_ahead_s * 1000)
         )
-        self.versions = Versions(ports.models)
+        self._versions = Versions(ports.models)
         self.version: Version = warming(settings.models)
         self._token: Token | None = None
         self._tasks: dict[int, Task] = {}
         self._retry_at = 0.0
         self._busy = False
-        self._gauged: set[str] = set()
-        self._gauged_at = 0.0
-        self._quality: deque[bool] = deque(maxlen=settings.dead_letters.window)
-        self._met = self._misplaced = 0
-        self._cpu = time.thread_time()
+        self._quality = Quality(settings)
+        self._report = Reporter(metrics, wall_ms)
         self.stopping = False
         self.turned_at = time.monotonic()
 
@@ -136,9 +129,7 @@ class Worker:
     def turn(self) -> bool:
         """One turn of the loop; returns whether anything was committed, recovered or learned."""
         self._busy = self._turn()
-        if self.turned_at - self._gauged_at >= GAUGE_EVERY_S:
-            self._gauged_at = self.turned_at
-            self._gauge()
+        self._report.holding({number: Held(task.recovery is None, task.state) for number, task in self._tasks.items()})
         return self._busy
 
     def _turn(self) -> bool:
@@ -149,17 +140,17 @@ class Worker:
             polled_at = time.monotonic()
             self._follow(polled.token)
             self._take_in(polled.records)
-            self._spent("poll")
+            self._report.spent("poll")
             if began < self._retry_at or self._token is None:
                 return False
             busy = self._recover()
             self._adopt()
             prepared = self._prepare()
-            self._spent("process")
+            self._report.spent("process")
             if prepared and self._commit(prepared):
-                self._metrics.tick_seconds.observe(time.monotonic() - polled_at)
+                self._report.turned(time.monotonic() - polled_at)
             busy = self._trainer.step() or busy
-            self._spent("train")
+            self._report.spent("train")
         except Retriable as error:
             self._hold_off(error)
             return False
@@ -226,8 +217,7 @@ class Worker:
                 continue
             if state is None:
                 continue
-            self._metrics.recoveries.inc()
-            self._metrics.replayed.inc(task.recovery.replayed)
+            self._report.recovered(task.recovery.replayed)
             log.info(
                 "recovered",
                 extra={"task": task.number, "seq": state.seq, "replayed": task.recovery.replayed},
@@ -240,17 +230,11 @@ class Worker:
 
     def _adopt(self) -> None:
         """Change to the newest model version, between ticks."""
-        version = self.versions.refresh()
+        version = self._versions.refresh()
         if version is None or version is self.version:
             return
         self.version = version
-        metrics = self._metrics
-        metrics.model_version.set(version.number)
-        metrics.model_published.set(self.versions.published_ms.get(version.number, 0) / 1000)
-        for name, model in (("anomaly", version.anomaly), ("segments", version.segments), ("churn", version.churn)):
-            metrics.model_ready.labels(name).set(model.ready)
-            for figure, value in model.figures().items():
-                metrics.model_figure.labels(name, figure).set(value)
+        self._report.adopted(version, self._versions.published_ms.get(version.number, 0))
 
     def _prepare(self) -> list[Prepared]:
         prepared = []
@@ -290,7 +274,7 @@ class Worker:
         if seq != state.seq:
             raise TaskLost(f"the store is at tick {seq} of task {task.number}, this worker at {state.seq}")
         rows, known = task.cache.gather(customers, loaded)
-        self._spent("load")
+        self._report.spent("load")
         before = TickInput(
             task.number,
             self._ports.inputs.partitions,
@@ -340,7 +324,7 @@ class Worker:
             self._lose(list(self._tasks.values()), "unknown", error)
             self._ports.outputs.reset()
             return False
-        self._spent("commit")
+        self._report.spent("commit")
         for one, place in zip(prepared, last_chunk, strict=True):
             self._apply(one, written[place])
         return True
@@ -376,16 +360,16 @@ class Worker:
         else:
             task.state = entry.state
             task.cache.put(entry.customers, entry.rows, entry.forgotten)
-        self._spent("apply")
-        self._report(task, result, len(data))
+        self._report.spent("apply")
+        self._report.committed(result, len(data))
         if self._on_tick is not None:
             self._on_tick(result)
-        self._check_quality(result)
+        self._quality.check(result)
 
     def _lose(self, tasks: Sequence[Task], reason: str, error: Exception) -> None:
         """Drop what these tasks hold in memory and recover them."""
         log.warning("recovering: %s", error, extra={"tasks": [task.number for task in tasks], "reason": reason})
-        self._metrics.lost.labels(reason).inc(len(tasks))
+        self._report.lost(reason, len(tasks))
         if self._token is not None:
             for task in tasks:
                 self._tasks[task.number] = self._new_task(task.number, self._token)
@@ -396,81 +380,6 @@ class Worker:
         """The outside does not answer: recover everything, polling meanwhile, so that the membership is kept."""
         self._lose(list(self._tasks.values()), _why(error), error)
         self._retry_at = time.monotonic() + RETRY_S
-
-    def _check_quality(self, result: TickResult) -> None:
-        """Stop where so much is unusable that something upstream must be wrong."""
-        letters = len(result.dead_letters)
-        self._quality.extend([True] * letters + [False] * (len(result.entry.who) + result.counts.get("duplicate", 0)))
-        share = sum(self._quality) / max(len(self._quality), 1)
-        limit = self._settings.dead_letters
-        if len(self._quality) == limit.window and share > limit.max_share and letters:
-            last = result.dead_letters[-1]
-            raise TooManyDeadLetters(
-                f"{share:.0%} of the last {limit.window} records could not be used; the last one, "
-                f"{last.record.topic}-{last.record.partition}-{last.record.offset}: {last.reason}: {last.detail}. "
-                "Mend the producer, or raise dead_letters.max_share"
-            )
-        self._met += result.met
-        self._misplaced += result.misplaced
-        seen = self._met + self._misplaced
-        if seen >= MISPLACED_AFTER and self._misplaced > MISPLACED_SHARE * seen:
-            raise Misconfigured(
-                f"{self._misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
-                f"{self._settings.kafka.partitioner} does not put them in; set it to the producers' partitioner, or "
-                "have them key records by customer id"
-            )
-
-    def _report(self, task: Task, result: TickResult, journal_bytes: int) -> None:
-        metrics, entry = self._metrics, result.entry
-        metrics.ticks.inc()
-        metrics.wakes.inc(len(entry.wakes))
-        metrics.journal_bytes.inc(journal_bytes)
-        for name, count in result.counts.items():
-            if name == "duplicate":
-                metrics.ignored.labels(name).inc(count)
-            elif name in ("late", "clamped"):
-                metrics.unordered.labels(name).inc(count)
-            else:
-                metrics.events.labels(name).inc(count)
-        for reason, count in Counter(letter.reason for letter in result.dead_letters).items():
-            metrics.dead_letters.labels(reason).inc(count)
-        for (kind, reason), count in result.held.items():
-            metrics.held.labels(kind, reason).inc(count)
-        for kind, count in Counter(result.alert_kinds).items():
-            metrics.alerts.labels(kind).inc(count)
-            metrics.last_alert.labels(kind).set(self._wall_ms() / 1000)
-        if entry.alerts or result.dead_letters:
-            log.info(
-                "tick",
-                extra={
-                    "task": task.number,
-                    "seq": entry.seq,
-                    "events": len(entry.who),
-                    "alerts": [alert.id for alert in entry.alerts],
-                    "dead_letters": len(result.dead_letters),
-                },
-            )
-
-    def _gauge(self) -> None:
-        """Set what is true of each task now, also while nothing is committed; drop what is no longer ours."""
-        metrics, wall_ms = self._metrics, self._wall_ms()
-        tasks = self._tasks.values()
-        ready = [task for task in tasks if task.recovery is None]
-        metrics.tasks.labels("ready").set(len(ready))
-        metrics.tasks.labels("recovering").set(len(tasks) - len(ready))
-        numbers = {str(task.number) for task in tasks}
-        for number in self._gauged - numbers:
-            metrics.lag.remove(number)
-            metrics.customers.remove(number)
-        self._gauged = numbers
-        for task in tasks:
-            metrics.lag.labels(str(task.number)).set((wall_ms - task.state.stream_time_ms) / 1000)
-            metrics.customers.labels(str(task.number)).set(task.state.customers)
-
-    def _spent(self, phase: str) -> None:
-        now = time.thread_time()
-        self._metrics.phase_seconds.labels(phase).inc(now - self._cpu)
-        self._cpu = now
 
 
 def _why(error: Exception) -> str:

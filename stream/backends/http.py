@@ -57,7 +57,7 @@ class HttpServer:
                 f"http.port {settings.port} on {settings.host}: {error.strerror}; set http.port to a free one"
             ) from None
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

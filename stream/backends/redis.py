@@ -7,6 +7,7 @@ Keys of a task share one hash tag, so that they lie in one slot, fail over toget
     {APP:pN}:due      sorted set: ID by due time     index of due times, moved by the same script
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from stream.ports import Marker
 from stream.processing.customer import SCHEMA, Rows
 from stream.processing.journal import TaskState
 from stream.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
@@ -67,14 +70,19 @@ class RedisStore:
             self._redis: Any = redis.Redis.from_url(
                 settings.redis.url.get_secret_value(), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
             )
-        except ValueError as error:
-            raise Misconfigured(f"redis.url: {error}") from None
+        except ValueError:
+            # The library's own text may hold a part of the password.
+            raise Misconfigured("redis.url cannot be read; write it as redis://USER:PASSWORD@HOST:PORT/DB") from None
         self._apply = self._redis.register_script(APPLY)
 
     def check(self) -> None:
         """Raise what is wrong with the server, if anything."""
         with self._mapping():
-            policy = self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+            try:
+                policy = self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+            except exceptions.ResponseError as error:  # managed services switch CONFIG off
+                log.warning("Redis does not say its maxmemory-policy, make sure that it is noeviction: %s", error)
+                return
         if policy != "noeviction":
             raise Misconfigured(
                 f"Redis at {self._url} has maxmemory-policy {policy}: it would forget customers at random. "
@@ -132,14 +140,15 @@ class RedisStore:
         return [customer.decode() for customer in found]
 
     def scan(self, task: int) -> Iterator[tuple[str, bytes]]:
-        first, step = 0, 500
+        cursor, seen = 0, set[str]()
         while True:
             with self._mapping():
-                ids = [one.decode() for one in self._redis.zrange(self._key(task, "due"), first, first + step - 1)]
-            if not ids:
-                return
+                cursor, found = self._redis.zscan(self._key(task, "due"), cursor, count=500)
+            ids = [name for name in (one.decode() for one, _ in found) if name not in seen]
+            seen.update(ids)
             yield from self.load(task, ids)[1].items()
-            first += step
+            if cursor == 0:
+                return
 
     def tasks(self) -> list[int]:
         """Every task that has a marker here."""
@@ -155,10 +164,11 @@ class RedisStore:
         return f"{{{self._application}:p{task}}}:{rest}"
 
     def _row(self, customer: str, data: bytes) -> bytes:
-        if data[:2] != SCHEMA_BYTES:
+        schema = int.from_bytes(data[:2], "little")
+        if schema != SCHEMA:
+            remedy = "upgrade Driftline" if schema > SCHEMA else "empty this application's keys and restart"
             raise NewerSchema(
-                f"the row of customer {customer!r} has schema {int.from_bytes(data[:2], 'little')}, this release reads "
-                f"{SCHEMA}; upgrade Driftline"
+                f"the row of customer {customer!r} has schema {schema}, this release reads {SCHEMA}; {remedy}"
             )
         return data[2:]
 

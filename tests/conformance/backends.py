@@ -140,10 +140,12 @@ class Shared(NamedTuple):
 
 
 @contextmanager
-def shared(cluster: Cluster) -> Iterator[Shared]:
-    """A member, and a second one with which it shares the tasks."""
+def shared(cluster: Cluster, started: frozenset[int] = frozenset()) -> Iterator[Shared]:
+    """A member that has started these tasks, and a second one with which it then shares all tasks."""
     first = cluster.make_inputs("one")
     before = join(first)
+    for task in started:
+        first.start(task, None)
     second = cluster.make_inputs("two")
     with polling(first) as heard:
         theirs: list[Token] = []
@@ -337,6 +339,18 @@ class InputsContract:
             given = [set(by_partition(got)) for got in (both.delivered(), records)]
             assert given == [{pair for pair in pairs if pair[1] in token.tasks} for token in (both.ours, both.theirs)]
             assert len(records) == len(both.delivered()) == PARTITIONS
+
+    def test_a_task_that_a_rebalance_leaves_where_it_was_waits_to_be_started_again(self, cluster: Cluster) -> None:
+        clicks, _ = cluster.inputs
+        with shared(cluster, started=EVERY_TASK) as both:
+            for task in EVERY_TASK:
+                many(cluster, clicks, task, 1)
+            assert poll_for(both.second) == []
+            assert both.delivered() == []
+            kept = min(both.ours.tasks)
+            both.first.start(kept, None)
+            poll_until(both.second, lambda _: both.delivered())
+            assert by_partition(both.delivered()) == {(clicks, kept): [0]}
 
     def test_a_task_that_was_never_committed_has_no_offsets(self, cluster: Cluster) -> None:
         inputs = cluster.make_inputs()

@@ -10,7 +10,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
@@ -66,7 +66,7 @@ def look(settings: Settings, partitions: int) -> Seen:
     for topic in settings.inputs:
         for record in read_topic(settings, topic):
             inputs[topic, record.partition].append(record)
-    ticks = {task: list(_ticks([one for one in journal if one.partition == task])) for task in tasks}
+    ticks = {task: _ticks(journal, task) for task in tasks}
     with closing(asking(settings)) as consumer:
         offsets = committed(settings, partitions, consumer)
     with redis.Redis.from_url(settings.redis.url.get_secret_value()) as client:
@@ -145,7 +145,7 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
             before = TickInput(
                 task,
                 entry.partitions,
-                replace(state, offsets=entry.offsets_before),
+                replace(state, offsets=entry.offsets_before, incarnation=entry.state.incarnation),
                 merged,
                 entry.wakes,
                 entry.released,
@@ -275,17 +275,26 @@ def read_topic(settings: Settings, name: str) -> list[Record]:
         consumer.close()
 
 
-def _ticks(records: Sequence[Record]) -> Iterator[Tick]:
+def ticks_of(settings: Settings, task: int) -> list[Tick]:
+    """A task's journal."""
+    return _ticks(read_topic(settings, settings.topic("journal")), task)
+
+
+def _ticks(journal: Sequence[Record], task: int) -> list[Tick]:
+    found: list[Tick] = []
     parts: list[bytes] = []
-    for record in records:
+    for record in journal:
+        if record.partition != task:
+            continue
         place, _, count = dict(record.headers)["driftline-chunk"].partition(b"/")
         assert int(place) == len(parts), f"a chunk of the journal lacks at offset {record.offset}"
         parts.append(record.value or b"")
         if len(parts) == int(count):
             data = b"".join(parts)
             parts = []
-            yield Tick(data, decode(data))
+            found.append(Tick(data, decode(data)))
     assert not parts, "the journal ends within a record"
+    return found
 
 
 def _stored(client: "redis.Redis[bytes]", prefix: str) -> tuple[dict[str, bytes], dict[str, int], Mapping[str, object]]:

@@ -69,8 +69,8 @@ class Shop:
     clickstream: str
     purchases: str
     partitions: int = 3
-    customers: int = 90
-    days: float = 12.0
+    customers: int = 75
+    days: float = 11.0
     seed: int = 7
     garbage: bool = True
     records: list[Sent] = field(default_factory=list)

@@ -1,8 +1,10 @@
 """The contract of the ports on a real Kafka and a real Redis, and what only those can get wrong."""
 
+import gc
 import inspect
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -383,13 +385,17 @@ def test_a_reader_sees_nothing_of_aborted_and_open_transactions(on_kafka: OnServ
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every wait for a broker ends within a second."""
     for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
         monkeypatch.setitem(client.DEFAULT_CONFIG, "bootstrap_timeout_ms", 500)
     for module in (kafka_inputs, kafka_outputs, kafka_topic):
         monkeypatch.setattr(module, "REQUEST_TIMEOUT_MS", 500)
     monkeypatch.setattr(kafka_inputs, "COMMITTED_TIMEOUT_MS", 500)
+    yield
+    with warnings.catch_warnings():  # a client whose constructor fails leaves sockets open
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import argparse
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import stream.cli
 from docs import tables

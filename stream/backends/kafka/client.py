@@ -24,6 +24,7 @@ def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
     found = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "client_id": client_id,
+        "bootstrap_timeout_ms": REQUEST_TIMEOUT_MS,
         "security_protocol": settings.security_protocol,
         "ssl_cafile": settings.ssl_cafile,
         "sasl_mechanism": settings.sasl_mechanism,
@@ -56,6 +57,20 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     if isinstance(error, kafka_errors.KafkaConfigurationError):
         return Misconfigured(f"{doing}: {said}")
     return BrokerUnavailable(f"{doing}: {said}")
+
+
+def is_fenced(consumer: Any) -> bool:
+    """Whether another client has taken this static member's place; true for a moment in a rebalance as well.
+
+    kafka-python 3.0.12 only logs it and stops its heartbeats; it goes on calling itself a stable member.
+    """
+    coordinator = consumer._coordinator
+    return bool(coordinator.stable() and not coordinator._heartbeat_enabled)
+
+
+def fenced() -> DriftlineError:
+    """What a worker is told whose place another has taken."""
+    return mapped(kafka_errors.FencedInstanceIdError(), "heartbeat of the consumer group")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping
 from stream.errors import Misconfigured
 from stream.events import Record
 from stream.ports import Committed, Polled, Token
@@ -94,6 +94,9 @@ class KafkaInputs:
         with mapping("polling the input topics"):
             batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
         token = self._token()
+        # A rebalance stops heartbeats too, but only after it has revoked the assignment, which ends the token.
+        if token is not None and is_fenced(self._consumer) and self.holds(token):
+            raise fenced()
         if self._epoch != epoch:
             return Polled((), token)  # of the assignment before: they are read again after recovery
         self._watch_for_lockup(token)

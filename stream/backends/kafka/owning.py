@@ -6,7 +6,7 @@ from typing import Any
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from stream.backends.kafka.client import connection
+from stream.backends.kafka.client import connection, fenced, is_fenced
 from stream.settings import Settings
 
 JOIN_MS = 500
@@ -42,6 +42,8 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
             # Too short a poll gives up joining half-way and begins anew the next time, for ever.
             joined = self._consumer.group_metadata().state == STABLE
             self._consumer.poll(timeout_ms=0 if joined else JOIN_MS)
+        if self._held and is_fenced(self._consumer) and self._held:  # a rebalance lets go before it stops heartbeats
+            raise fenced()
         return self._held and self._consumer.group_metadata().generation_id >= 0
 
     def close(self) -> None:

@@ -52,8 +52,7 @@ class KafkaTopic:
                 self._consumer.close(autocommit=False)
                 raise
         self._buffers: dict[int, deque[Record]] = {partition: deque() for partition in range(self._partitions)}
-        self._next: dict[int, int] = {}
-        self._asked: dict[int, int] = {}
+        self._reading_on: dict[int, tuple[int, int]] = {}
         self._sure_until: dict[int, int] = {}
 
     END = -1
@@ -64,12 +63,12 @@ class KafkaTopic:
 
     def position(self, partition: int) -> int:
         """The offset that the next read of a partition goes on from."""
-        return self._next[partition]
+        return self._reading_on[partition][1]
 
     def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
-        if start not in (self._next.get(partition), self._asked.get(partition)):
+        first, last = self._reading_on.get(partition, (0, -1))
+        if not first <= start <= last:
             self._seek(partition, start)
-        self._asked[partition] = start
         buffer = self._buffers[partition]
         for _ in range(FILL_ATTEMPTS):
             sure = self._position(partition) >= self._sure_until[partition]
@@ -78,9 +77,9 @@ class KafkaTopic:
         else:
             raise BrokerUnavailable(f"reading {self._name}-{partition}: no answer; is its leader up?")
         taken = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
-        self._next[partition] = buffer[0].offset if buffer else self._position(partition)
-        if taken and not buffer:
-            self._next[partition] = taken[-1].offset + 1
+        # Between the last record and the next lie at most control records: to ask for any of them is to read on.
+        first = taken[-1].offset + 1 if taken else start
+        self._reading_on[partition] = first, buffer[0].offset if buffer else max(self._position(partition), first)
         return taken
 
     def owned(self) -> bool:
@@ -106,7 +105,7 @@ class KafkaTopic:
             start = self._sure_until[partition] if start == self.END else max(start, first)
             self._consumer.seek(place, start)
             self._consumer.resume(place)
-        self._next[partition] = start
+        self._reading_on[partition] = start, start
 
     def _position(self, partition: int) -> int:
         position = self._consumer._subscription.assignment[TopicPartition(self._name, partition)].position
@@ -117,8 +116,8 @@ class KafkaTopic:
             try:
                 batches = self._consumer.poll(timeout_ms=timeout_ms)
             except kafka_errors.OffsetOutOfRangeError:
-                for partition in self._next:  # retention has passed by: go on with the oldest record kept
-                    self._seek(partition, self._next[partition])
+                for partition, (_, start) in list(self._reading_on.items()):
+                    self._seek(partition, start)  # retention has passed by: go on with the oldest record kept
                 return True
         for batch in batches.values():
             for one in batch:

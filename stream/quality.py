@@ -1,0 +1,47 @@
+"""When bad input is a misconfiguration: the worker stops instead of filling the dead letters."""
+
+from collections import deque
+
+from stream.errors import Misconfigured, TooManyDeadLetters
+from stream.processing.tick import TickResult
+from stream.settings import Settings
+
+MISPLACED_SHARE = 0.01
+MISPLACED_AFTER = 1_000
+
+
+class Quality:
+    """Counts what was unusable since this worker started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._latest: deque[bool] = deque(maxlen=settings.dead_letters.window)
+        self._met = self._misplaced = 0
+
+    def check(self, result: TickResult) -> None:
+        """Take note of a committed tick.
+
+        Raises:
+            TooManyDeadLetters: more than `dead_letters.max_share` of the last records could not be used.
+            Misconfigured: too many customers lie in a partition that `kafka.partitioner` does not put them in.
+        """
+        letters, limit = result.dead_letters, self._settings.dead_letters
+        usable = len(result.entry.who) + result.counts.get("duplicate", 0)
+        self._latest.extend([True] * len(letters) + [False] * usable)
+        share = sum(self._latest) / max(len(self._latest), 1)
+        if letters and len(self._latest) == limit.window and share > limit.max_share:
+            record, reason, detail = letters[-1]
+            raise TooManyDeadLetters(
+                f"{share:.0%} of the last {limit.window} records could not be used; the last one, "
+                f"{record.topic}-{record.partition}-{record.offset}: {reason}: {detail}. "
+                "Mend the producer, or raise dead_letters.max_share"
+            )
+        self._met += result.met
+        self._misplaced += result.misplaced
+        seen = self._met + self._misplaced
+        if seen >= MISPLACED_AFTER and self._misplaced > MISPLACED_SHARE * seen:
+            raise Misconfigured(
+                f"{self._misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
+                f"{self._settings.kafka.partitioner} does not put them in; set it to the producers' partitioner, or "
+                "have them key records by customer id"
+            )
