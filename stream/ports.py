@@ -31,6 +31,10 @@ class Polled(NamedTuple):
     token: Token | None
 
 
+UNSTAMPED = -1
+"""In place of a tick number: the offsets were committed by something that stamps nothing, an operator's tool."""
+
+
 class Committed(NamedTuple):
     """What a task's committed offsets say: next offset per topic, and the tick that committed them."""
 
@@ -121,6 +125,13 @@ class Topic(Protocol):
 
         Records removed by retention are skipped: the first offset returned may lie above `start`, so 0 is the oldest
         record kept.
+        """
+        ...
+
+    def catch_up(self, partition: int) -> None:
+        """Let the next read of a partition answer "nothing" only at the end as it is now.
+
+        Reads that follow on one another may answer so before the newest record has arrived.
         """
         ...
 

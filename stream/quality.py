@@ -28,20 +28,22 @@ class Quality:
         letters, limit = result.dead_letters, self._settings.dead_letters
         usable = len(result.entry.who) + result.counts.get("duplicate", 0)
         self._latest.extend([True] * len(letters) + [False] * usable)
+        self._met += result.met
+        self._misplaced += result.misplaced
         share = sum(self._latest) / max(len(self._latest), 1)
-        if letters and len(self._latest) == limit.window and share > limit.max_share:
+        too_many = bool(letters) and len(self._latest) == limit.window and share > limit.max_share
+        seen = self._met + self._misplaced
+        mostly_misplaced = too_many and result.misplaced > len(letters) / 2
+        if mostly_misplaced or (seen >= MISPLACED_AFTER and self._misplaced > MISPLACED_SHARE * seen):
+            raise Misconfigured(
+                f"{self._misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
+                f"{self._settings.kafka.partitioner} does not put them in; set it to the producers' partitioner, or "
+                "have them key records by customer id"
+            )
+        if too_many:
             record, reason, detail = letters[-1]
             raise TooManyDeadLetters(
                 f"{share:.0%} of the last {limit.window} records could not be used; the last one, "
                 f"{record.topic}-{record.partition}-{record.offset}: {reason}: {detail}. "
                 "Mend the producer, or raise dead_letters.max_share"
-            )
-        self._met += result.met
-        self._misplaced += result.misplaced
-        seen = self._met + self._misplaced
-        if seen >= MISPLACED_AFTER and self._misplaced > MISPLACED_SHARE * seen:
-            raise Misconfigured(
-                f"{self._misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
-                f"{self._settings.kafka.partitioner} does not put them in; set it to the producers' partitioner, or "
-                "have them key records by customer id"
             )

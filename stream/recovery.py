@@ -9,12 +9,14 @@ committed offsets (seq in their metadata)  against  marker in the store (seq)
   store ahead                 refuse: Kafka lost data, or somebody reset offsets
 """
 
+import time
 from dataclasses import dataclass, replace
 
 from stream.errors import JournalGap, Misconfigured, StoreAhead
-from stream.ports import Committed, Inputs, Marker, Store, Topic
+from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Store, Topic
 from stream.processing.journal import Entry, TaskState, decode
 
+PATIENCE_S = 5.0
 STEP_RECORDS = 50
 """Journal records replayed between two polls, so that a long recovery stays a member of the group."""
 CHUNK_HEADER = "driftline-chunk"
@@ -65,6 +67,7 @@ class Recovery:
     _marker: Marker | None = None
     _position: int = 0
     _chunks: Chunks | None = None
+    _empty_since: float | None = None
     replayed: int = 0
 
     def step(self) -> TaskState | None:
@@ -74,6 +77,7 @@ class Recovery:
             if state is not None:
                 return self._begin(state)
             self._chunks = Chunks()
+            self.journal.catch_up(self.task)
         return self._replay()
 
     def _compare(self) -> TaskState | None:
@@ -85,6 +89,12 @@ class Recovery:
                 f"task {self.task} was stored with {marker.partitions} partitions, the input topics have "
                 f"{self.partitions}; customers would move away from their rows. Restore the partition count, or give "
                 "the application a new name and feed it its history"
+            )
+        if committed is not None and committed.seq == UNSTAMPED:
+            known = f"back to {dict(marker.state.offsets)}" if marker else "back, or delete them"
+            raise StoreAhead(
+                f"task {self.task}: the committed offsets {dict(committed.offsets)} carry no tick: somebody reset the "
+                f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
             )
         if committed is None:
             return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
@@ -117,6 +127,10 @@ class Recovery:
         assert chunks is not None
         records = self.journal.read(self.task, self._position, STEP_RECORDS)
         if not records:
+            self.journal.catch_up(self.task)
+            self._empty_since = self._empty_since or time.monotonic()
+            if time.monotonic() - self._empty_since < PATIENCE_S:
+                return None  # the journal's part of a transaction may become visible after the offsets'
             seq = self._marker.state.seq if self._marker else 0
             raise JournalGap(
                 f"task {self.task}: the journal ends before tick {committed.seq}, the store is at tick {seq}; restore "

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stream.errors import TaskLost
+from stream.errors import OutcomeUnknown, TaskLost
 from stream.events import fingerprint
 from stream.metrics import Metrics
 from stream.ports import Outgoing, Outputs, Token, Topic
@@ -78,6 +78,8 @@ class Trainer:
                     self._done[task] = record.offset + 1
                     if self._enough():
                         self.publish()
+                        if self._outputs is None:
+                            return True
             busy = busy or bool(records)
         self._next_task = (self._next_task + 1) % count
         return busy
@@ -91,6 +93,7 @@ class Trainer:
     def _take_over(self) -> None:
         """Fence the trainer before, and go on from the newest version."""
         self._outputs = self._make_outputs()
+        self._models.catch_up(0)
         newest = self._versions.refresh()
         if newest is None:
             self._learner = warming(self._settings.models)
@@ -178,8 +181,9 @@ class Trainer:
                 records += [Outgoing(topic, 0, key, None) for key in self._versions.chunks.get(number, ())]
         try:
             self._outputs.commit(records, (), NO_GROUP)
-        except TaskLost:
-            self._give_up()
+        except (TaskLost, OutcomeUnknown) as error:
+            log.warning("a model version was not published: %s", error)
+            self._give_up()  # taking over again begins with whatever was published
             return
         log.info(
             "published a model version",

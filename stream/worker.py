@@ -44,6 +44,7 @@ from stream.versions import Versions, chunked
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+CHECK_STORE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class Task:
     buffers: dict[str, deque[Decoded]]
     state: TaskState = field(default_factory=TaskState)
     heard: dict[str, float] = field(default_factory=dict)
+    checked_at: float = 0.0
 
 
 class Prepared(NamedTuple):
@@ -178,7 +180,7 @@ class Worker:
         before, self._token = self._token, token
         if token is None:
             self._tasks.clear()
-        elif before is None or (token.generation, token.tasks) != (before.generation, before.tasks):
+        elif token != before:
             log.info("assigned", extra={"generation": token.generation, "tasks": sorted(token.tasks)})
             self._tasks = {number: self._new_task(number, token) for number in sorted(token.tasks)}
 
@@ -267,12 +269,11 @@ class Worker:
         now_ms = clock.stream_time(state.stream_time_ms, highs, released, follow_ms)
         wakes = store.due(task.number, now_ms, settings.max_wakes) if now_ms else []
         if not taken and not wakes:
+            self._check_store(task)
             return None
         customers = tick.touched(taken, wakes)
         marker, loaded = store.load(task.number, task.cache.missing(customers))
-        seq = marker.state.seq if marker else 0
-        if seq != state.seq:
-            raise TaskLost(f"the store is at tick {seq} of task {task.number}, this worker at {state.seq}")
+        self._compare(task, marker)
         rows, known = task.cache.gather(customers, loaded)
         self._report.spent("load")
         before = TickInput(
@@ -288,6 +289,17 @@ class Worker:
         )
         result = tick.run(before, customers, rows, known, self._rules)
         return Prepared(task, result, journal.encode(result.entry))
+
+    def _check_store(self, task: Task) -> None:
+        """Notice a store that was emptied or rolled back while the task has nothing to do."""
+        if self.turned_at - task.checked_at >= CHECK_STORE_S:
+            task.checked_at = self.turned_at
+            self._compare(task, self._ports.store.load(task.number, ())[0])
+
+    def _compare(self, task: Task, marker: Marker | None) -> None:
+        seq = marker.state.seq if marker else 0
+        if seq != task.state.seq:
+            raise TaskLost(f"the store is at tick {seq} of task {task.number}, this worker at {task.state.seq}")
 
     def _released(self, task: Task) -> frozenset[str]:
         """Topics read to their end and silent for `tick.idle_after_s`."""

@@ -6,6 +6,7 @@ SIGTERM and SIGINT end it after the tick at hand, with exit code 0.
 import argparse
 import logging
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -30,14 +31,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  as every command
     """Run until SIGTERM or SIGINT."""
     metrics = Metrics()
-    worker = assemble(settings, metrics)
+    workers: list[Worker] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         log.info("told to stop", extra={"signal": signal.Signals(number).name})
-        worker.stopping = True
+        if not workers:
+            sys.exit(0)  # still starting: nothing has been read
+        workers[0].stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    worker = assemble(settings, metrics)
+    workers.append(worker)
     server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: _ready(worker))
     log.info("started", extra={"http_port": server.port, "config": settings.config_hash})
     try:

@@ -59,6 +59,17 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     return BrokerUnavailable(f"{doing}: {said}")
 
 
+def unpark(consumer: Any) -> None:
+    """Call after partitions were resumed.
+
+    kafka-python 3.0.12 gives back what it had fetched of a paused partition only while it holds no other batch, and
+    an emptied batch counts as one: the resumed partition would never be read again.
+    """
+    fetcher = consumer._fetcher
+    if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+        fetcher._next_partition_records = None
+
+
 def is_fenced(consumer: Any) -> bool:
     """Whether another client has taken this static member's place; true for a moment in a rebalance as well.
 

@@ -11,10 +11,10 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping, unpark
 from stream.errors import Misconfigured
 from stream.events import Record
-from stream.ports import Committed, Polled, Token
+from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
 
 MAX_POLL_RECORDS = 2_000
@@ -110,17 +110,19 @@ class KafkaInputs:
     def committed(self, task: int) -> Committed | None:
         # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with
         # what was committed then (tests/integration/test_servers.py shows it): forget it.
-        self._consumer._coordinator._offset_fetch_futures.clear()
-        found = {}
-        for topic in self.topics:
-            with mapping(f"reading the committed offset of {topic}-{task}"):
-                found[topic] = self._consumer.committed(
-                    TopicPartition(topic, task), metadata=True, timeout_ms=COMMITTED_TIMEOUT_MS
-                )
+        coordinator = self._consumer._coordinator
+        coordinator._offset_fetch_futures.clear()
+        places = [TopicPartition(topic, task) for topic in self.topics]
+        with mapping(f"reading the committed offsets of task {task}"):
+            # In one request: between two another owner may commit.
+            answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        found = {place.topic: answer.get(place) for place in places}
         offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
         if not offsets:
             return None
         stamps = {stamp.metadata for stamp in found.values() if stamp is not None}
+        if "" in stamps:
+            return Committed(offsets, UNSTAMPED, UNSTAMPED)
         try:
             (stamp,) = stamps
             values = orjson.loads(stamp)
@@ -206,11 +208,7 @@ class KafkaInputs:
                     self._consumer.pause(partition)
                 elif not wanted and partition in paused:
                     self._consumer.resume(partition)
-        # kafka-python 3.0.12 gives back what it had fetched of a paused partition only while it holds no other batch,
-        # and an emptied batch counts as one: the resumed partition would never be read again.
-        fetcher = self._consumer._fetcher
-        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
-            fetcher._next_partition_records = None
+        unpark(self._consumer)
 
     def _watch_for_lockup(self, token: Token | None) -> None:
         now = time.monotonic()

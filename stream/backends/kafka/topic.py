@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping, unpark
 from stream.backends.kafka.owning import Owning
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.events import Record
@@ -14,6 +14,7 @@ from stream.settings import Settings
 
 FILL_MS = 20
 FILL_ATTEMPTS = 500
+BUFFERED_RECORDS = 1_000
 
 
 class KafkaTopic:
@@ -82,6 +83,9 @@ class KafkaTopic:
         self._reading_on[partition] = first, buffer[0].offset if buffer else max(self._position(partition), first)
         return taken
 
+    def catch_up(self, partition: int) -> None:
+        self._reading_on.pop(partition, None)  # a read at a new place asks for the end
+
     def owned(self) -> bool:
         if self._owner is None:
             return False
@@ -111,7 +115,19 @@ class KafkaTopic:
         position = self._consumer._subscription.assignment[TopicPartition(self._name, partition)].position
         return position.offset if position is not None else 0
 
+    def _hold_back(self) -> None:
+        """Fetch nothing more of a partition whose records are not taken."""
+        paused = self._consumer.paused()
+        for partition in self._reading_on:
+            place, full = TopicPartition(self._name, partition), len(self._buffers[partition]) >= BUFFERED_RECORDS
+            if full and place not in paused:
+                self._consumer.pause(place)
+            elif not full and place in paused:
+                self._consumer.resume(place)
+        unpark(self._consumer)
+
     def _fill(self, timeout_ms: int) -> bool:
+        self._hold_back()
         with mapping(f"reading {self._name}"):
             try:
                 batches = self._consumer.poll(timeout_ms=timeout_ms)
