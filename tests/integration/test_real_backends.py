@@ -31,7 +31,7 @@ from stream.errors import (
     StoreUnavailable,
     TaskLost,
 )
-from stream.ports import Committed, Inputs, Outputs, Store, Topic
+from stream.ports import UNSTAMPED, Committed, Inputs, Outputs, Store, Topic
 from stream.processing.customer import SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
@@ -351,18 +351,28 @@ def test_committed_does_not_answer_what_an_earlier_call_gave_up_waiting_for(
     assert inputs.committed(0) == Committed(dict.fromkeys(on_kafka.inputs, 2), 2, 0)
 
 
-def test_offsets_that_something_else_committed_are_refused(on_kafka: OnServers) -> None:
+def commit_as_a_stranger(on_kafka: OnServers, metadata: str) -> KafkaInputs:
     inputs = on_kafka.make_inputs()
     token = join(inputs)
     stranger = on_kafka.a_producer("stranger")
     stranger.begin_transaction()
     stranger.send_offsets_to_transaction(
-        {TopicPartition(on_kafka.inputs[0], 0): OffsetAndMetadata(7, "", -1)},
+        {TopicPartition(on_kafka.inputs[0], 0): OffsetAndMetadata(7, metadata, -1)},
         token.proof.metadata,
     )
     stranger.commit_transaction()
+    return inputs
+
+
+def test_offsets_stamped_by_something_else_are_refused(on_kafka: OnServers) -> None:
+    inputs = commit_as_a_stranger(on_kafka, "somebody's note")
     with pytest.raises(Misconfigured, match=r"application\.name"):
         inputs.committed(0)
+
+
+def test_offsets_without_a_stamp_are_told_as_such(on_kafka: OnServers) -> None:
+    inputs = commit_as_a_stranger(on_kafka, "")
+    assert inputs.committed(0) == Committed({on_kafka.inputs[0]: 7}, UNSTAMPED, UNSTAMPED)
 
 
 def test_a_reader_sees_nothing_of_aborted_and_open_transactions(on_kafka: OnServers) -> None:
