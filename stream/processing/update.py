@@ -68,9 +68,9 @@ class LocalTime:
 
 def is_duplicate(row: np.void, event: Event) -> bool:
     """Whether the row already holds the event's message id, or its order id as an order."""
-    if event.message_hash and event.message_hash in row["message_ids"]:
+    if event.message_hash and event.message_hash in row["message_ids"].tolist():
         return True
-    return event.kind is Kind.ORDER and event.order_hash != 0 and event.order_hash in row["order_ids"]
+    return event.kind is Kind.ORDER and event.order_hash != 0 and event.order_hash in row["order_ids"].tolist()
 
 
 def apply(row: np.void, event: Event, local: LocalTime, minor_per_major: int) -> None:
@@ -107,6 +107,16 @@ def _remember(latest: NDArray[Any], value: int) -> None:
 def decay(value: float, half_life_days: float, elapsed_ms: int) -> float:
     """What is left of a decayed counter after `elapsed_ms`."""
     return value * math.exp2(-elapsed_ms / (half_life_days * DAY_MS))
+
+
+def _decayed(
+    sums: NDArray[Any], half_lives_days: tuple[float, ...], waited_ms: int, added: float, aged_ms: int
+) -> tuple[float, ...]:
+    """Sums decayed for `waited_ms`, plus what is `added`, decayed for `aged_ms` already."""
+    return tuple(
+        decay(value, half_life, waited_ms) + decay(added, half_life, aged_ms)
+        for value, half_life in zip(sums.tolist(), half_lives_days, strict=True)
+    )
 
 
 def _session(row: np.void, time_ms: int) -> None:
@@ -160,13 +170,8 @@ def _order(row: np.void, event: Event, minor_per_major: int) -> None:
     row["orders"] += 1
     at, waited, aged = _weights(int(row["orders_at"]) or time_ms, time_ms)
     row["orders_at"] = at
-    for i, half_life in enumerate(ORDER_HALF_LIVES_DAYS):
-        row["orders_decayed"][i] = decay(float(row["orders_decayed"][i]), half_life, waited) + decay(
-            1.0, half_life, aged
-        )
-    for i, half_life in enumerate(SPEND_HALF_LIVES_DAYS):
-        spent = decay(float(row["spend_decayed"][i]), half_life, waited)
-        row["spend_decayed"][i] = spent + decay(float(amount or 0), half_life, aged)
+    row["orders_decayed"] = _decayed(row["orders_decayed"], ORDER_HALF_LIVES_DAYS, waited, 1.0, aged)
+    row["spend_decayed"] = _decayed(row["spend_decayed"], SPEND_HALF_LIVES_DAYS, waited, float(amount or 0), aged)
     if amount is None:
         row["unpriced"] += 1
     else:
