@@ -183,7 +183,7 @@ class RedisStore:
         said = f"Redis at {self._url}: {type(error).__name__}: {error}"
         if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
             return Misconfigured(f"{said}; check user and password in redis.url and the user's ACL")
-        return StoreUnavailable(said)
+        return StoreUnavailable(f"{said}; is it running, and is redis.url right?")
 
 
 def _marker(body: bytes | None) -> Marker | None:

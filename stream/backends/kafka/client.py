@@ -56,7 +56,7 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
         return Misconfigured(f"{doing}: {said}; create the topic (`driftline topics create`)")
     if isinstance(error, kafka_errors.KafkaConfigurationError):
         return Misconfigured(f"{doing}: {said}")
-    return BrokerUnavailable(f"{doing}: {said}")
+    return BrokerUnavailable(f"{doing}: {said}; is Kafka running, and is kafka.bootstrap_servers right?")
 
 
 def unpark(consumer: Any) -> None:
