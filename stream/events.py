@@ -22,7 +22,7 @@ REASONS: Mapping[str, str] = {
     "not_an_object": "the value is JSON, but not an object",
     "no_customer": "neither userId nor anonymousId",
     "invalid_field": "a field has the wrong type, is too long or holds control characters",
-    "invalid_time": "a timestamp that is no time, or one before 1990",
+    "invalid_time": "a timestamp that is no time, or one outside 1990 to 2100",
     "invalid_amount": "an order's or refund's amount that is negative, not finite or out of range",
     "misplaced": "the record lies in a partition that its customer id does not belong to",
 }
@@ -34,6 +34,7 @@ MAX_NAME_CHARS = 200
 MAX_PRODUCTS = 1_000
 MAX_MINOR = 10**15
 EARLIEST_MS = 631_152_000_000  # 1990-01-01: earlier times are unset clocks, not shops
+LATEST_MS = 4_102_444_800_000  # 2100-01-01: later ones are in another unit than milliseconds
 
 
 class Record(NamedTuple):
@@ -265,13 +266,15 @@ def _time(body: Mapping[str, Any], record: Record, rules: EventRules) -> tuple[i
         time_ms = _instant(body, "originalTimestamp")
     elif body.get("originalTimestamp") is None and body.get("sentAt") and body.get("receivedAt"):
         time_ms += (_instant(body, "receivedAt") or 0) - (_instant(body, "sentAt") or 0)
-    dated = record.timestamp_ms >= EARLIEST_MS
+    dated = EARLIEST_MS <= record.timestamp_ms <= LATEST_MS
     if dated and (time_ms is None or time_ms > record.timestamp_ms + rules.max_ahead_ms):
         return record.timestamp_ms, time_ms is not None
     if time_ms is None:
         raise InvalidEvent("invalid_time", "neither the event nor its record has a time; send a timestamp")
-    if time_ms < EARLIEST_MS:
-        raise InvalidEvent("invalid_time", f"the event's time is {time_ms} ms, before 1990; correct the sender's clock")
+    if not EARLIEST_MS <= time_ms <= LATEST_MS:
+        raise InvalidEvent(
+            "invalid_time", f"the event's time is {time_ms} ms, outside 1990 to 2100; correct the sender's clock"
+        )
     return time_ms, False
 
 

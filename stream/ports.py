@@ -103,8 +103,9 @@ class Outputs(Protocol):
         """Write all or nothing; returns each record's offset.
 
         Raises:
-            TaskLost: the token is stale, or another worker of this name has taken over: nothing was written.
-            OutcomeUnknown: no answer; call `reset` and recover before writing again.
+            TaskLost: the token is stale: nothing was written.
+            OutcomeUnknown: no answer, or another writer of this name has taken over; call `reset`, then recover, before
+                writing again.
         """
         ...
 
@@ -126,6 +127,10 @@ class Topic(Protocol):
         Records removed by retention are skipped: the first offset returned may lie above `start`, so 0 is the oldest
         record kept.
         """
+        ...
+
+    def end(self, partition: int) -> int:
+        """The offset after the newest committed record."""
         ...
 
     def catch_up(self, partition: int) -> None:

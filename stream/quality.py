@@ -16,7 +16,8 @@ class Quality:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._latest: deque[bool] = deque(maxlen=settings.dead_letters.window)
-        self._met = self._misplaced = 0
+        self._met = 0
+        self._misplaced: set[str] = set()
 
     def check(self, result: TickResult) -> None:
         """Take note of a committed tick.
@@ -29,19 +30,21 @@ class Quality:
         usable = len(result.entry.who) + result.counts.get("duplicate", 0)
         self._latest.extend([True] * len(letters) + [False] * usable)
         self._met += result.met
-        self._misplaced += result.misplaced
+        if len(self._misplaced) < MISPLACED_AFTER:
+            self._misplaced.update(result.misplaced)
         share = sum(self._latest) / max(len(self._latest), 1)
         too_many = bool(letters) and len(self._latest) == limit.window and share > limit.max_share
-        seen = self._met + self._misplaced
-        mostly_misplaced = too_many and result.misplaced > len(letters) / 2
-        if mostly_misplaced or (seen >= MISPLACED_AFTER and self._misplaced > MISPLACED_SHARE * seen):
+        misplaced = len(self._misplaced)
+        seen = self._met + misplaced
+        mostly_misplaced = too_many and len(result.misplaced) > len(letters) / 2
+        if mostly_misplaced or (seen >= MISPLACED_AFTER and misplaced > MISPLACED_SHARE * seen):
             raise Misconfigured(
-                f"{self._misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
+                f"{misplaced} of {seen} new customers lie in a partition that kafka.partitioner = "
                 f"{self._settings.kafka.partitioner} does not put them in; set it to the producers' partitioner, or "
                 "have them key records by customer id"
             )
         if too_many:
-            record, reason, detail = letters[-1]
+            record, reason, detail, _ = letters[-1]
             raise TooManyDeadLetters(
                 f"{share:.0%} of the last {limit.window} records could not be used; the last one, "
                 f"{record.topic}-{record.partition}-{record.offset}: {reason}: {detail}. "

@@ -17,6 +17,7 @@ from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Store, Topic
 from stream.processing.journal import Entry, TaskState, decode
 
 PATIENCE_S = 5.0
+TAIL_RECORDS = 200
 STEP_RECORDS = 50
 """Journal records replayed between two polls, so that a long recovery stays a member of the group."""
 CHUNK_HEADER = "driftline-chunk"
@@ -63,6 +64,7 @@ class Recovery:
     store: Store
     journal: Topic
     generation: int
+    max_wakes: int
     _committed: Committed | None = None
     _marker: Marker | None = None
     _position: int = 0
@@ -99,7 +101,11 @@ class Recovery:
         if committed is None:
             return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
         seq = marker.state.seq if marker else 0
-        if marker is not None and (marker.state.incarnation != committed.incarnation or seq > committed.seq):
+        if marker is not None and (
+            seq > committed.seq
+            or marker.state.incarnation > committed.incarnation
+            or (seq == committed.seq and marker.state.incarnation != committed.incarnation)
+        ):
             raise StoreAhead(
                 f"task {self.task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
                 f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
@@ -136,6 +142,7 @@ class Recovery:
                 f"task {self.task}: the journal ends before tick {committed.seq}, the store is at tick {seq}; restore "
                 "the journal topic or an older snapshot of Redis with it"
             )
+        self._empty_since = None
         for record in records:
             self._position = record.offset + 1
             data = chunks.add(record.value or b"", record.headers)
@@ -182,13 +189,15 @@ class Recovery:
             )
 
     def _last_stream_time_ms(self) -> int:
-        """Stream time of the newest tick in the journal, read ahead without applying anything."""
-        position, latest, chunks = self._position, 0, Chunks()
+        """Stream time of the newest tick that woke everybody who was due, from the journal's tail."""
+        position, latest, chunks = max(self._position, self.journal.end(self.task) - TAIL_RECORDS), 0, Chunks()
         while records := self.journal.read(self.task, position, STEP_RECORDS):
             for record in records:
                 position = record.offset + 1
                 data = chunks.add(record.value or b"", record.headers)
-                latest = decode(data).state.stream_time_ms if data is not None else latest
+                entry = decode(data) if data is not None else None
+                if entry is not None and len(entry.wakes) < self.max_wakes:
+                    latest = entry.state.stream_time_ms
         return latest
 
     def _begin(self, state: TaskState) -> TaskState:

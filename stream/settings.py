@@ -97,7 +97,7 @@ class Kafka(Section):
     )
     session_timeout_s: float = Field(10.0, ge=6, le=300, description="a worker silent for this long loses its tasks, s")
     transaction_timeout_s: float = Field(10.0, ge=1, le=60, description="an open transaction is aborted after, s")
-    commit_timeout_s: float = Field(20.0, ge=2, le=120, description="watchdog: a commit without answer is abandoned, s")
+    commit_timeout_s: float = Field(20.0, ge=2, le=40, description="watchdog: a commit without answer is abandoned, s")
     start_at: Literal["earliest", "latest"] = Field(
         "earliest", description="where a task without committed offsets begins"
     )
@@ -237,7 +237,7 @@ class Settings(Section):
         parts = self.model_dump(mode="json", include={"application", "alerts", "customers", "models", "journal"})
         del parts["application"]["instance"], parts["customers"]["cache_rows"]
         parts["partitioner"] = self.kafka.partitioner
-        parts["max_ahead_s"] = self.tick.max_ahead_s
+        parts["max_ahead_s"], parts["max_span_hours"] = self.tick.max_ahead_s, self.tick.max_span_hours
         parts["topics"] = self.inputs
         return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
 

@@ -92,9 +92,13 @@ class Trainer:
 
     def _take_over(self) -> None:
         """Fence the trainer before, and go on from the newest version."""
-        self._outputs = self._make_outputs()
-        self._models.catch_up(0)
-        newest = self._versions.refresh()
+        outputs = self._make_outputs()
+        try:
+            self._models.catch_up(0)
+            newest = self._versions.refresh()
+        except BaseException:
+            outputs.close()
+            raise
         if newest is None:
             self._learner = warming(self._settings.models)
             self._learned = {"events": 0, "customers": 0, "labels": 0}
@@ -105,6 +109,7 @@ class Trainer:
             self._done = dict(newest.journal)
         self._positions = dict(self._done)
         self._chunks = {}
+        self._outputs = outputs  # last: only a whole take-over counts
         log.info("trainer takes over", extra={"version": self._learner.number, "learned": dict(self._learned)})
 
     def _give_up(self) -> None:
@@ -156,7 +161,7 @@ class Trainer:
             before = [models.segment_names.get(segment, "") for segment in ids]
             segment_names = dict(zip(ids, names(models.segments.profile(), before), strict=True))
             shares = dict(zip(ids, models.segments.shares().tolist(), strict=True))
-        self._learner = replace(
+        version = replace(
             models,
             number=models.number + 1,
             parent=models.number,
@@ -165,9 +170,11 @@ class Trainer:
             learned=dict(self._learned),
             journal=dict(self._done),
         )
-        self._write(self._learner)
+        if self._write(version):
+            self._learner = version
 
-    def _write(self, version: Version) -> None:
+    def _write(self, version: Version) -> bool:
+        """Publish, and tombstone what nothing can need any more; returns whether it was committed."""
         assert self._outputs is not None
         topic, settings = self._settings.topic("models"), self._settings
         records = chunked(topic, 0, f"{KEY}{version.number:08d}".encode(), to_bytes(version, {"code": 1}), {})
@@ -184,11 +191,12 @@ class Trainer:
         except (TaskLost, OutcomeUnknown) as error:
             log.warning("a model version was not published: %s", error)
             self._give_up()  # taking over again begins with whatever was published
-            return
+            return False
         log.info(
             "published a model version",
             extra={"version": version.number, "learned": dict(version.learned), **_ready(version)},
         )
+        return True
 
 
 def _ready(version: Version) -> dict[str, bool]:

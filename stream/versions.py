@@ -34,13 +34,13 @@ class Versions:
         self._topic = topic
         self._position = 0
         self._parts: dict[int, dict[int, bytes]] = {}
+        self._latest: bytes | None = None
         self.newest: Version | None = None
         self.published_ms: dict[int, int] = {}
         self.chunks: dict[int, list[bytes]] = {}
 
     def refresh(self) -> Version | None:
         """Read what is new; returns the newest whole version, None while there is none."""
-        latest: tuple[int, bytes] | None = None
         while records := self._topic.read(0, self._position, 100):
             self._position = records[-1].offset + 1
             for record in records:
@@ -50,6 +50,7 @@ class Versions:
                 number = int(key.split("/")[1])
                 if record.value is None:
                     self.published_ms.pop(number, None)
+                    self.chunks.pop(number, None)
                     continue
                 self.chunks.setdefault(number, []).append(record.key or b"")
                 self.published_ms[number] = record.timestamp_ms
@@ -57,10 +58,10 @@ class Versions:
                 parts = self._parts.setdefault(number, {})
                 parts[int(place)] = record.value
                 if len(parts) == int(count):
-                    latest = number, b"".join(parts[i] for i in sorted(parts))
+                    self._latest = b"".join(parts[i] for i in sorted(parts))
                     del self._parts[number]
-        if latest is not None:
-            self.newest = from_bytes(latest[1])
+        if self._latest is not None:  # kept until it is decoded: a read that fails half-way is tried again
+            self.newest, self._latest = from_bytes(self._latest), None
         return self.newest
 
     def read(self, numbers: Sequence[int]) -> dict[int, Version]:

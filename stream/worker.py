@@ -44,7 +44,10 @@ from stream.versions import Versions, chunked
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+LARGEST_LETTER_BYTES = 1_800_000
+RECOVERY_TURN_S = 5.0
 CHECK_STORE_S = 5.0
+TRAIN_RETRY_S = 2.0
 
 
 @dataclass(slots=True)
@@ -106,7 +109,8 @@ class Worker:
         self.version: Version = warming(settings.models)
         self._token: Token | None = None
         self._tasks: dict[int, Task] = {}
-        self._retry_at = 0.0
+        self._retry_at = self._train_at = 0.0
+        self._unfenced = False
         self._busy = False
         self._quality = Quality(settings)
         self._report = Reporter(metrics, wall_ms)
@@ -145,13 +149,16 @@ class Worker:
             self._report.spent("poll")
             if began < self._retry_at or self._token is None:
                 return False
+            if self._unfenced:
+                self._ports.outputs.reset()  # before any task is recovered: until then the old writer may still commit
+                self._unfenced = False
             busy = self._recover()
             self._adopt()
             prepared = self._prepare()
             self._report.spent("process")
             if prepared and self._commit(prepared):
                 self._report.turned(time.monotonic() - polled_at)
-            busy = self._trainer.step() or busy
+            busy = self._train() or busy
             self._report.spent("train")
         except Retriable as error:
             self._hold_off(error)
@@ -195,6 +202,7 @@ class Worker:
             ports.store,
             ports.journal,
             token.generation,
+            settings.tick.max_wakes,
         )
         buffers = {topic: deque[Decoded]() for topic in ports.inputs.topics}
         return Task(number, recovery, RowCache(settings.customers.cache_rows), buffers)
@@ -205,12 +213,16 @@ class Worker:
             task = self._tasks.get(record.partition)
             if task is None or task.recovery is not None:
                 continue  # read again once the task is recovered and sought
-            task.buffers[record.topic].append(clock.read(record, self._event_rules))
-            task.heard[record.topic] = now
+            decoded = clock.read(record, self._event_rules)
+            task.buffers[record.topic].append(decoded)
+            if decoded.time_ms:  # what cannot be used does not make the other topic wait
+                task.heard[record.topic] = now
 
     def _recover(self) -> bool:
         recovering = [task for task in self._tasks.values() if task.recovery is not None]
         for task in recovering:
+            if time.monotonic() - self.turned_at > RECOVERY_TURN_S:
+                break  # poll again first: a member that does not is thrown out
             assert task.recovery is not None
             try:
                 state = task.recovery.step()
@@ -229,6 +241,17 @@ class Worker:
         return bool(recovering)
 
     # 2. and 3. Read, run
+
+    def _train(self) -> bool:
+        """Step the trainer; where it cannot go on, ticks do."""
+        if self.turned_at < self._train_at:
+            return False
+        try:
+            return self._trainer.step()
+        except Retriable as error:
+            self._train_at = time.monotonic() + TRAIN_RETRY_S
+            log.warning("the trainer waits: %s", error)
+            return False
 
     def _adopt(self) -> None:
         """Change to the newest model version, between ticks."""
@@ -264,11 +287,14 @@ class Worker:
         wall_ms = self._wall_ms()
         live = state.live
         if taken:
-            live = abs(wall_ms - taken[-1].time_ms) <= settings.live_within_s * 1000
+            live = abs(wall_ms - max(highs.values())) <= settings.live_within_s * 1000
         follow_ms = wall_ms - round(settings.idle_after_s * 1000) if live else None
         now_ms = clock.stream_time(state.stream_time_ms, highs, released, follow_ms)
+        # A clock in the future must not make the customers of a whole task look silent for years.
+        now_ms = max(state.stream_time_ms, min(now_ms, wall_ms + round(settings.max_ahead_s * 1000)))
         wakes = store.due(task.number, now_ms, settings.max_wakes) if now_ms else []
-        if not taken and not wakes:
+        pinned = state.seq > 0 or self._settings.kafka.start_at == "earliest"
+        if not taken and not wakes and pinned:  # an unpinned task commits an empty tick, or "latest" would move on
             self._check_store(task)
             return None
         customers = tick.touched(taken, wakes)
@@ -334,7 +360,7 @@ class Worker:
             return False
         except OutcomeUnknown as error:
             self._lose(list(self._tasks.values()), "unknown", error)
-            self._ports.outputs.reset()
+            self._unfenced = True
             return False
         self._report.spent("commit")
         for one, place in zip(prepared, last_chunk, strict=True):
@@ -356,6 +382,10 @@ class Worker:
             # The client refuses a record with neither key nor value.
             headers.append(("driftline-null-value", b"1"))
             value = b""
+        if value is not None and len(value) > LARGEST_LETTER_BYTES:
+            # No topic of ours takes more: the record itself stays where its headers say.
+            headers.append(("driftline-truncated", b"%d" % len(value)))
+            value = value[:LARGEST_LETTER_BYTES]
         return Outgoing(self._settings.topic("dead_letters"), None, record.key, value, tuple(headers))
 
     # 5. Apply

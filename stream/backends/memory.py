@@ -186,6 +186,9 @@ class MemoryTopic:
     def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
         return self._logs[partition].read(start, limit)
 
+    def end(self, partition: int) -> int:
+        return self._logs[partition].end
+
     def catch_up(self, partition: int) -> None:
         """Reads see everything at once."""
 

@@ -52,12 +52,14 @@ def decide(looking: Looking, held: Hold) -> list[Alert]:
 def _take_over(looking: Looking, index: NDArray[np.int64], held: Hold) -> None:
     """Let a new version say where it would have put customers when they were last looked at."""
     rows = looking.rows
-    stale = index[(rows["segment"][index] != NO_SEGMENT) & (rows["segment_version"][index] != looking.version.number)]
+    present, ids = rows["segment"][index], looking.version.segments.ids
+    foreign = (rows["segment_version"][index] != looking.version.number) | ~np.isin(present, ids)
+    stale = index[(present != NO_SEGMENT) & foreign]
     if not len(stale):
         return
     earlier = segment_features(looking.before[stale], looking.before["segment_at"][stale])
     named = looking.version.segments.predict_many(earlier)
-    gone = ~np.isin(rows["segment"][stale], looking.version.segments.ids)
+    gone = ~np.isin(rows["segment"][stale], ids)
     differs = named != rows["segment"][stale]
     # A customer near a border stays where he is known: only the model's plain disagreement moves him.
     clear = looking.version.segments.margin_many(earlier) >= looking.rules.settings.alerts.segment_margin

@@ -51,11 +51,12 @@ class TickInput:
 
 
 class DeadLetter(NamedTuple):
-    """A record that cannot be used, whole, with the reason."""
+    """A record that cannot be used, whole, with the reason; whose it is, if it is only misplaced."""
 
     record: Record
     reason: str
     detail: str
+    customer: str = ""
 
 
 class TickResult(NamedTuple):
@@ -71,7 +72,7 @@ class TickResult(NamedTuple):
     counts: Mapping[str, int]
     held: Mapping[tuple[str, str], int]
     alert_kinds: Sequence[str]
-    misplaced: int
+    misplaced: Sequence[str]
     met: int
 
 
@@ -199,7 +200,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         labels.features,
         labels.churned,
     )
-    misplaced = sum(letter.reason == "misplaced" for letter in dead)
+    misplaced = [letter.customer for letter in dead if letter.reason == "misplaced"]
     return TickResult(entry, dead, counts, held, [alert.kind for alert in kept], misplaced, met)
 
 
@@ -231,6 +232,7 @@ def _take_in(
                     "misplaced",
                     f"customer {outcome.customer!r} does not belong to partition {tick.task} of {tick.partitions} "
                     f"under {partitioner}; key records by customer id, or set kafka.partitioner",
+                    outcome.customer,
                 )
             )
             continue

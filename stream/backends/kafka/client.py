@@ -84,6 +84,11 @@ def fenced() -> DriftlineError:
     return mapped(kafka_errors.FencedInstanceIdError(), "heartbeat of the consumer group")
 
 
+def headers_of(record: Any) -> tuple[tuple[str, bytes], ...]:
+    """A record's headers; a null value, which the client reads and refuses to write, as an empty one."""
+    return tuple((key, value if value is not None else b"") for key, value in record.headers or ())
+
+
 @contextmanager
 def mapping(doing: str) -> Iterator[None]:
     """Map every error of the client that leaves the block."""
@@ -91,3 +96,8 @@ def mapping(doing: str) -> Iterator[None]:
         yield
     except kafka_errors.KafkaError as error:
         raise mapped(error, doing) from error
+    except UnicodeDecodeError as error:
+        raise Misconfigured(
+            f"{doing}: a record has a header key that is not UTF-8 ({error}); the client cannot read past it. Delete "
+            "it from its partition, or let it expire"
+        ) from error

@@ -11,7 +11,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping, unpark
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
 from stream.errors import Misconfigured
 from stream.events import Record
 from stream.ports import UNSTAMPED, Committed, Polled, Token
@@ -101,7 +101,7 @@ class KafkaInputs:
             return Polled((), token)  # of the assignment before: they are read again after recovery
         self._watch_for_lockup(token)
         records = [
-            Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, tuple(one.headers or ()))
+            Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one))
             for batch in batches.values()
             for one in batch
         ]

@@ -94,14 +94,16 @@ class KafkaOutputs:
     def _judge(self, producer: KafkaProducer, error: Exception) -> None:
         """Raise what the main loop should do about a failed transaction."""
         if isinstance(error, STALE):
-            with_watchdog = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
-            with_watchdog.start()
-            with_watchdog.join(self._settings.kafka.commit_timeout_s)
-            if with_watchdog.is_alive():
+            aborting = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
+            aborting.start()
+            aborting.join(self._settings.kafka.commit_timeout_s)
+            if aborting.is_alive():
                 self._discard()
             raise TaskLost(f"the group refused the offsets: {type(error).__name__}") from error
         self._discard()
-        ours = mapped(error, "writing a tick") if isinstance(error, kafka_errors.KafkaError) else error
+        if not isinstance(error, kafka_errors.KafkaError):
+            raise error  # a fault of ours: doing the same again would not mend it
+        ours = mapped(error, "writing a tick")
         if isinstance(ours, Misconfigured):
             raise ours from error
         raise OutcomeUnknown(f"{type(error).__name__}: {error}") from error

@@ -1,12 +1,13 @@
 """One of our own topics, read without a group: the journal, the models, the alerts."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping, unpark
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, headers_of, mapping, unpark
 from stream.backends.kafka.owning import Owning
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.events import Record
@@ -14,7 +15,9 @@ from stream.settings import Settings
 
 FILL_MS = 20
 FILL_ATTEMPTS = 500
-BUFFERED_RECORDS = 1_000
+BUFFERED_BYTES = 8_000_000
+RESTS_AFTER_S = 5.0
+"""Of a partition that nobody has read for this long nothing more is fetched."""
 
 
 class KafkaTopic:
@@ -37,7 +40,7 @@ class KafkaTopic:
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
-                max_poll_records=500,
+                max_poll_records=100,
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
             )
             try:
@@ -55,6 +58,7 @@ class KafkaTopic:
         self._buffers: dict[int, deque[Record]] = {partition: deque() for partition in range(self._partitions)}
         self._reading_on: dict[int, tuple[int, int]] = {}
         self._sure_until: dict[int, int] = {}
+        self._read_at: dict[int, float] = {}
 
     END = -1
     """As `start` of a read: what comes from now on."""
@@ -67,6 +71,7 @@ class KafkaTopic:
         return self._reading_on[partition][1]
 
     def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+        self._read_at[partition] = time.monotonic()
         first, last = self._reading_on.get(partition, (0, -1))
         if not first <= start <= last:
             self._seek(partition, start)
@@ -82,6 +87,11 @@ class KafkaTopic:
         first = taken[-1].offset + 1 if taken else start
         self._reading_on[partition] = first, buffer[0].offset if buffer else max(self._position(partition), first)
         return taken
+
+    def end(self, partition: int) -> int:
+        place = TopicPartition(self._name, partition)
+        with mapping(f"reading {self._name}-{partition}"):
+            return int(self._consumer.end_offsets([place], timeout_ms=REQUEST_TIMEOUT_MS)[place])
 
     def catch_up(self, partition: int) -> None:
         self._reading_on.pop(partition, None)  # a read at a new place asks for the end
@@ -116,10 +126,12 @@ class KafkaTopic:
         return position.offset if position is not None else 0
 
     def _hold_back(self) -> None:
-        """Fetch nothing more of a partition whose records are not taken."""
+        """Fetch nothing more of a partition whose records are not taken, or that is not read any more."""
         paused = self._consumer.paused()
         for partition in self._reading_on:
-            place, full = TopicPartition(self._name, partition), len(self._buffers[partition]) >= BUFFERED_RECORDS
+            place = TopicPartition(self._name, partition)
+            held = sum(len(record.value or b"") for record in self._buffers[partition])
+            full = held >= BUFFERED_BYTES or time.monotonic() - self._read_at[partition] > RESTS_AFTER_S
             if full and place not in paused:
                 self._consumer.pause(place)
             elif not full and place in paused:
@@ -137,7 +149,8 @@ class KafkaTopic:
                 return True
         for batch in batches.values():
             for one in batch:
-                headers = tuple(one.headers or ())
-                record = Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers)
+                record = Record(
+                    one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one)
+                )
                 self._buffers[one.partition].append(record)
         return bool(batches)

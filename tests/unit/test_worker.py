@@ -1,0 +1,195 @@
+"""The worker's loop over the in-memory ports: what one bad clock, one bad answer or one lost write may not do."""
+
+from collections.abc import Sequence
+
+import orjson
+import pytest
+
+from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, MemoryStore, MemoryTopic
+from stream.errors import BrokerUnavailable
+from stream.events import Record
+from stream.metrics import Metrics
+from stream.ports import Outgoing
+from stream.settings import Settings, parse
+from stream.trainer import Trainer
+from stream.versions import Versions
+from stream.worker import Ports, Worker
+
+NOW_MS = 1_790_000_000_000
+DAY_MS = 86_400_000
+
+
+class Flaky(MemoryTopic):
+    """A topic whose reads fail as often as it is told, after they have reached the broker."""
+
+    failures = 0
+
+    def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+        if self.failures:
+            self.failures -= 1
+            raise BrokerUnavailable("no answer")
+        return super().read(partition, start, limit)
+
+
+class Site:
+    """One worker on memory, with a wall clock of its own."""
+
+    def __init__(self, **models: object) -> None:
+        self.settings: Settings = parse(
+            {"tick": {"idle_after_s": 0}, "models": models, "kafka": {"start_at": "earliest"}}
+        )
+        self.wall_ms = NOW_MS
+        self.cluster = MemoryCluster(self.settings.inputs)
+        self.store = MemoryStore()
+        self.models = Flaky(self.cluster, self.settings.topic("models"), partitions=1)
+        self.journal = MemoryTopic(self.cluster, self.settings.topic("journal"))
+        self.worker = self.start()
+
+    def trainer(self) -> Trainer:
+        outputs = lambda: MemoryOutputs(self.cluster, "trainer")  # noqa: E731  a factory, as the worker gets it
+        return Trainer(self.settings, self.journal, self.models, outputs, Metrics(), lambda: self.wall_ms)
+
+    def start(self, settings: Settings | None = None) -> Worker:
+        settings = settings or self.settings
+        ports = Ports(
+            MemoryInputs(self.cluster, "one", settings.kafka.start_at),
+            MemoryOutputs(self.cluster, "one"),
+            self.journal,
+            self.models,
+            self.store,
+        )
+        self.worker = Worker(settings, ports, self.trainer(), Metrics(), lambda: self.wall_ms)
+        return self.worker
+
+    def send(
+        self, topic: str, customer: str, time_ms: int, stamp_ms: int | None = None, value: bytes | None = None
+    ) -> None:
+        body = {"type": "track", "event": "Product Viewed", "userId": customer, "timestamp": time_ms}
+        record = Outgoing(topic, 0, customer.encode(), value or orjson.dumps(body))
+        self.cluster.produce(record, stamp_ms if stamp_ms is not None else time_ms)
+
+    def run(self, turns: int = 12) -> None:
+        for _ in range(turns):
+            self.worker.turn()
+
+    def customers(self) -> list[str]:
+        return sorted(customer for customer, _ in self.store.scan(0))
+
+
+def test_one_producer_with_a_clock_years_ahead_does_not_make_all_customers_silent() -> None:
+    site = Site()
+    for customer in ("c-1", "c-2", "c-3"):
+        site.send("clickstream", customer, NOW_MS - DAY_MS)
+    site.run()
+    site.send("clickstream", "c-4", NOW_MS + 1_100 * DAY_MS)
+    site.run()
+    assert site.customers() == ["c-1", "c-2", "c-3", "c-4"]
+    marker, _ = site.store.load(0, ())
+    assert marker is not None
+    assert marker.state.stream_time_ms <= NOW_MS + 300_000
+
+
+def test_a_timestamp_in_microseconds_is_a_dead_letter_and_the_stream_goes_on() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS * 1_000, stamp_ms=NOW_MS * 1_000)
+    site.send("clickstream", "c-2", NOW_MS)
+    site.run()
+    assert site.customers() == ["c-2"]
+    (letter,) = site.cluster.topic(site.settings.topic("dead_letters"))[0].read(0, 10)
+    assert dict(letter.headers)["driftline-reason"] == b"invalid_time"
+
+
+def test_timers_follow_the_wall_clock_also_when_the_last_record_could_not_be_used() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.send("clickstream", "c-1", NOW_MS, value=b"garbage")
+    site.run()
+    site.wall_ms += 5 * DAY_MS
+    site.run()
+    marker, _ = site.store.load(0, ())
+    assert marker is not None
+    assert marker.state.stream_time_ms >= NOW_MS + 3 * DAY_MS
+
+
+def test_a_record_too_large_for_any_topic_of_ours_is_cut_and_says_so() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS, value=b"x" * 3_000_000)
+    site.run()
+    (letter,) = site.cluster.topic(site.settings.topic("dead_letters"))[0].read(0, 10)
+    assert dict(letter.headers)["driftline-truncated"] == b"3000000"
+    assert len(letter.value or b"") < 2_000_000
+
+
+def test_a_task_that_starts_at_the_latest_record_keeps_its_place_over_a_restart() -> None:
+    site = Site()
+    latest = site.settings.model_copy(update={"kafka": site.settings.kafka.model_copy(update={"start_at": "latest"})})
+    site.send("clickstream", "before", NOW_MS)
+    site.start(latest)
+    site.run()
+    site.worker.close()
+    site.send("clickstream", "meanwhile", NOW_MS)
+    site.start(latest)
+    site.run()
+    assert site.customers() == ["meanwhile"]
+
+
+def test_a_first_tick_lost_by_the_store_after_offsets_expired_is_replayed() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    before, _ = site.store.load(0, ())
+    assert before is not None
+    site.worker.close()
+    site.cluster.committed.clear()
+    site.start()
+    site.send("clickstream", "c-2", NOW_MS)
+    site.run()
+    site.worker.close()
+    site.store._markers[0] = before  # the first tick of the new incarnation is committed and not applied
+    del site.store._rows[0]["c-2"]
+    site.start()
+    site.run()
+    after, _ = site.store.load(0, ())
+    assert after is not None
+    assert (after.state.incarnation, after.state.seq) == (1, before.state.seq + 1)
+    assert site.customers() == ["c-1", "c-2"]
+
+
+def test_a_take_over_that_fails_half_way_is_begun_again_and_no_version_number_is_published_twice() -> None:
+    site = Site(reference_events=100, publish_min_events=100)
+    for number in range(400):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + number)
+    site.run(40)
+    published = [record.key for record in site.models.read(0, 0, 1_000) if (record.key or b"").startswith(b"version/")]
+    assert published
+    successor = site.trainer()
+    site.models.failures = 1
+    with pytest.raises(BrokerUnavailable):
+        successor.step()
+    for _ in range(10):
+        successor.step()
+    again = [record.key for record in site.models.read(0, 0, 1_000) if (record.key or b"").startswith(b"version/")]
+    assert again == published
+
+
+def test_a_version_that_was_read_is_adopted_although_the_next_read_failed() -> None:
+    site = Site(reference_events=100, publish_min_events=100)
+    for number in range(300):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + number)
+    site.run(40)
+
+    class FailsSecond(MemoryTopic):
+        reads = 0
+
+        def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+            self.reads += 1
+            if self.reads == 2:
+                raise BrokerUnavailable("no answer")
+            return super().read(partition, start, limit)
+
+    versions = Versions(FailsSecond(site.cluster, site.settings.topic("models"), partitions=1))
+    with pytest.raises(BrokerUnavailable):
+        versions.refresh()
+    newest = versions.refresh()
+    assert newest is not None
+    assert newest.number == site.worker.version.number
