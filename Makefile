@@ -5,6 +5,7 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
 $(READY): requirements-dev.lock pyproject.toml
+	@echo "installing into $(VENV): half a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --editable .

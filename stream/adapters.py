@@ -5,8 +5,9 @@ the names in `COLUMNS`, without regard to case, blanks and underscores. A row wi
 """
 
 import csv
-import time
-from collections.abc import Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import orjson
 
 from stream.errors import InvalidEvent, SettingsError
-from stream.events import EventRules, Record, decode
+from stream.events import MAX_PRODUCTS, EventRules, Record, decode
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "userId": ("userid", "customerid", "customer", "householdid", "visitorid", "clientid", "memberid"),
@@ -56,26 +57,52 @@ EVENTS = {
 ORDERS = ("Order Completed", "Order Refunded")
 
 
+BOM = b"\xef\xbb\xbf"
+LOOK_AHEAD = 50
+AHEAD_MS = 300_000
+
+
 def records(path: Path, topic: str) -> Iterator[Record]:
     """The events of a file as Kafka records, in the file's order.
 
-    A file has no broker: a record's timestamp is its event's time, or the time reached so far where the event has
-    none, or one that lies in the future of this machine.
+    A file has no broker: a record's timestamp is the time the file has reached. A line moves that time unless more than
+    half of the next `LOOK_AHEAD` lines lie over five minutes before it: such a line is mis-dated, and decoding clamps
+    it. Nothing depends on this machine's clock.
 
     Raises:
         SettingsError: the file cannot be read, or a CSV names neither a customer nor a time.
     """
-    rules = EventRules("USD", max_ahead_ms=2**62)
-    now_ms, reached_ms = round(time.time() * 1000), 0
+    waiting: deque[tuple[bytes, int | None]] = deque()
+    reached_ms = 0
     for value in _values(path, topic):
-        record = Record(topic, 0, 0, reached_ms, None, value)
-        try:
-            time_ms = decode(record, rules).time_ms
-        except InvalidEvent:
-            time_ms = reached_ms
-        if time_ms <= now_ms:
-            reached_ms = max(reached_ms, time_ms)
-        yield record._replace(timestamp_ms=max(reached_ms, 1))
+        waiting.append((value, _time_of(value)))
+        if len(waiting) > LOOK_AHEAD:
+            reached_ms = _reached(waiting, reached_ms)
+            yield _record(topic, reached_ms, waiting.popleft()[0])
+    while waiting:
+        reached_ms = _reached(waiting, reached_ms)
+        yield _record(topic, reached_ms, waiting.popleft()[0])
+
+
+def _reached(waiting: Sequence[tuple[bytes, int | None]], reached_ms: int) -> int:
+    """The time reached with the first of the waiting lines."""
+    time_ms = waiting[0][1]
+    if time_ms is None or time_ms <= reached_ms:
+        return reached_ms
+    later = [at for _, at in waiting if at is not None][1:]
+    behind = sum(at < time_ms - AHEAD_MS for at in later)
+    return reached_ms if behind > len(later) / 2 else time_ms
+
+
+def _record(topic: str, reached_ms: int, value: bytes) -> Record:
+    return Record(topic, 0, 0, max(reached_ms, 1), None, value)
+
+
+def _time_of(value: bytes) -> int | None:
+    try:
+        return decode(Record("", 0, 0, 0, None, value), EventRules("USD")).time_ms
+    except InvalidEvent:
+        return None
 
 
 def _values(path: Path, topic: str) -> Iterator[bytes]:
@@ -84,15 +111,17 @@ def _values(path: Path, topic: str) -> Iterator[bytes]:
             yield from _csv(path, topic)
         else:
             with path.open("rb") as lines:
-                yield from (line for line in map(bytes.strip, lines) if line)
+                yield from (line for line in (line.strip().removeprefix(BOM) for line in lines) if line)
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 ({error.reason}); convert it, for example with iconv") from None
     except csv.Error as error:
         raise SettingsError(f"{path} is no CSV: {error}; is a quote left open?") from None
 
 
 def _csv(path: Path, topic: str) -> Iterator[bytes]:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
+    with path.open(newline="", encoding="utf-8-sig") as text:
         rows = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         header = next(rows, [])
         places = _places(path, header)
@@ -141,7 +170,7 @@ def _event(cells: Mapping[str, str], message_id: str) -> dict[str, Any]:
     properties: dict[str, Any] = {key: cells[key] for key in ("order_id", "currency") if key in cells}
     if name in ORDERS:
         if "revenue" in cells:
-            properties["revenue"] = _number(cells["revenue"])
+            properties["revenue"] = _number(cells["revenue"].removeprefix("-" if name == "Order Refunded" else ""))
         properties["products"] = [product]
     else:
         properties |= product
@@ -169,9 +198,10 @@ def _moment(text: str) -> str | int:
 
 def _number(text: str) -> float | str:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text  # decoding says what is wrong with it
+    return number if math.isfinite(number) else text
 
 
 def _same_order(order: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
@@ -181,7 +211,14 @@ def _same_order(order: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
         order_id is not None
         and order_id == line["properties"].get("order_id")
         and all(order.get(key) == line.get(key) for key in same)
+        and all(_usable(each["properties"].get("revenue", 0.0)) for each in (order, line))
+        and len(order["properties"]["products"]) < MAX_PRODUCTS
+        and _time_of(orjson.dumps(line)) is not None
     )
+
+
+def _usable(revenue: object) -> bool:
+    return isinstance(revenue, float) and revenue >= 0
 
 
 def _join(order: dict[str, Any], line: Mapping[str, Any]) -> None:

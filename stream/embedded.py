@@ -73,6 +73,8 @@ class Embedded:
                 progress(len(batch))
             while self.worker.turn():
                 pass
+            for topic in sources:
+                self._cluster.topic(topic)[0].trim(self._done(topic))
         while self.worker.turn():
             pass
 
@@ -83,5 +85,7 @@ class Embedded:
             yield orjson.dumps(profile(customer, row, version, self.settings))
 
     def _unread(self, topic: str) -> int:
-        committed = self._cluster.committed.get((topic, 0), (0, 0, 0))[0]
-        return self._cluster.topic(topic)[0].end - committed
+        return self._cluster.topic(topic)[0].end - self._done(topic)
+
+    def _done(self, topic: str) -> int:
+        return self._cluster.committed.get((topic, 0), (0, 0, 0))[0]

@@ -334,7 +334,7 @@ def _amount(properties: Mapping[str, Any], products: list[dict[str, Any]], rules
                 )
             break
     else:
-        prices = [(_number(product.get("price")), _quantity(product)) for product in products]
+        prices = [(_number(product.get("price")), _amount_of(product)) for product in products]
         if prices and all(price is not None and 0 <= price < MAX_MINOR / 1000 for price, _ in prices):
             amount = sum((price or 0.0) * quantity for price, quantity in prices)
     if amount is None:
@@ -342,7 +342,13 @@ def _amount(properties: Mapping[str, Any], products: list[dict[str, Any]], rules
     currency = properties.get("currency")
     if currency is not None and type(currency) is not str:
         raise InvalidEvent("invalid_field", f"properties.currency is {_shown(currency)}; send a code such as EUR")
-    return rules.minor(amount, currency.upper() if currency else None)
+    return rules.minor(amount, currency.strip().upper() if currency else None)
+
+
+def _amount_of(product: Mapping[str, Any]) -> float:
+    """The quantity that a price is multiplied with: pieces, or a weight or volume; 1 where none is sent."""
+    quantity = _number(product.get("quantity"))
+    return quantity if quantity is not None and 0 <= quantity < MAX_MINOR / 1000 else 1.0
 
 
 def _quantity(product: Mapping[str, Any]) -> int:

@@ -237,7 +237,7 @@ class Settings(Section):
         parts = self.model_dump(mode="json", include={"application", "alerts", "customers", "models", "journal"})
         del parts["application"]["instance"], parts["customers"]["cache_rows"]
         parts["partitioner"] = self.kafka.partitioner
-        parts["max_ahead_s"], parts["max_span_hours"] = self.tick.max_ahead_s, self.tick.max_span_hours
+        parts["max_ahead_s"] = self.tick.max_ahead_s
         parts["topics"] = self.inputs
         return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
 

@@ -36,6 +36,12 @@ class MemoryPartition:
             self.first += 1
         return offset
 
+    def trim(self, first: int) -> None:
+        """Remove what lies below an offset, as retention does."""
+        while self.records and self.first < first:
+            self.records.popleft()
+            self.first += 1
+
     def read(self, start: int, limit: int) -> list[Record]:
         skip = max(start - self.first, 0)
         return list(islice(self.records, skip, skip + limit))

@@ -6,6 +6,8 @@ publisher, and one page view per basket is derived from it and marked so in the 
 
 import argparse
 import logging
+import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -30,8 +32,15 @@ TOP = 5
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("--events", type=int, metavar="N", help="stop after N events (default: the whole year)")
+    parser.add_argument("--events", type=_count, metavar="N", help="stop after N events (default: the whole year)")
     parser.add_argument("--json", action="store_true", help="print every alert as JSON Lines instead of the summary")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is no number of events; give 1 or more")
+    return count
 
 
 class Summary:
@@ -67,7 +76,7 @@ class Summary:
         kind, now = alert["data"]["kind"], time.monotonic()
         if now - self._shown.get(kind, 0.0) >= SHOWN_EVERY_S:
             self._shown[kind] = now
-            self._console.print(line(alert), highlight=False)
+            self._console.print(line(alert), highlight=False, soft_wrap=True)
 
     def print_to(self, console: Console) -> None:
         """The summary one wants to read."""
@@ -75,17 +84,27 @@ class Summary:
             f"\n[bold]{self.customers:,} customers[/], {self.events:,} events in {self.ticks:,} ticks; "
             f"first alert after {self.first_alert_s or 0:.1f} s, all in {time.monotonic() - self._began:.0f} s."
         )
-        console.print(_moves(self.alerts[SEGMENT_CHANGED]))
-        console.print(_strongest(self.alerts[ANOMALY], "Strongest anomalies", "one in", "one_in"))
-        console.print(_strongest(self.alerts[CHURN_RISK], "Dearest customers drifting away", "spent", "spend_minor"))
+        tables = (
+            (SEGMENT_CHANGED, _moves(self.alerts[SEGMENT_CHANGED])),
+            (ANOMALY, _strongest(self.alerts[ANOMALY], "Strongest anomalies", "one in", "one_in")),
+            (
+                CHURN_RISK,
+                _strongest(self.alerts[CHURN_RISK], "Dearest customers drifting away", "spent", "spend_minor"),
+            ),
+        )
+        for kind, table in tables:
+            console.print(table if self.alerts[kind] else f"No {kind} alert yet: its model was still warming up.")
+        command = "driftline" if shutil.which("driftline") else f"{os.path.relpath(sys.executable)} -m stream"
         held = ", ".join(f"{count:,} {kind} ({reason})" for (kind, reason), count in self.held.most_common())
         console.print(f"Held back: {held or 'nothing'}.")
         console.print(
             "Real: households, baskets, amounts, times of day. Derived: one page view a basket. Calendar: assigned.\n\n"
             "[bold]Next[/]\n"
-            "  driftline demo --json | head -1      one alert, whole\n"
-            "  driftline replay YOUR_EVENTS.jsonl   the same on your own events (Segment JSON Lines or CSV)\n"
-            "  driftline run                        a worker on your Kafka and Redis (docs/configuration.md)"
+            f"  {command} demo --json | head -1      one alert, whole\n"
+            f"  {command} replay YOUR_EVENTS.jsonl   the same on your own events (Segment JSON Lines or CSV)\n"
+            f"  {command} run                        a worker on your Kafka and Redis (docs/configuration.md)",
+            highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -152,7 +171,7 @@ def _moves(alerts: list[dict[str, Any]]) -> Table:
 
 
 def _strongest(alerts: list[dict[str, Any]], title: str, heading: str, key: str) -> Table:
-    table = Table(title=f"{title}: {TOP} of {len(alerts):,}", title_justify="left")
+    table = Table(title=f"{title}: {min(TOP, len(alerts))} of {len(alerts):,}", title_justify="left")
     for name in ("customer", "when", heading, "why"):
         table.add_column(name, justify="right" if name == heading else "left")
     for alert in sorted(alerts, key=lambda alert: -alert["data"][key])[:TOP]:

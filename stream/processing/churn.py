@@ -1,6 +1,7 @@
 """Who is drifting away: labels that mature in the row, a probability, and one alert a silent spell."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from stream.processing.names import CHURN_FEATURES
 SAMPLE_EVERY_DAYS = 7.0
 """After a label has matured the next example is taken within this many days, at a moment drawn by hash."""
 HOUR_MS = 3_600_000
+SILENCE = ("recency", "overdue", "overdue_recent", "surprise", "single")
+"""Features that say, each in its way, how long the silence is."""
 RISEN = 0.1
 """A risk that is high without having grown by this since the last order was high all along."""
 
@@ -134,7 +137,10 @@ def _alert(
         "high",
         "high" if risk >= (1 + rules.settings.alerts.churn_enter) / 2 else "medium",
         risk,
-        strongest(reasons) or (_silence(row, now_ms),),
+        (
+            _silence(row, now_ms, reasons),
+            *strongest([one for one in reasons if one.feature not in SILENCE], 2),
+        ),
         {
             "probability": risk,
             "threshold": rules.settings.alerts.churn_enter,
@@ -150,21 +156,19 @@ def _alert(
     )
 
 
-def _silence(row: np.void, now_ms: int) -> Reason:
-    """The reason there always is, where no other can be put into words."""
+def _silence(row: np.void, now_ms: int, reasons: Sequence[Reason]) -> Reason:
+    """How long the customer has been silent: the first reason of every alert, with the parts of all that say so."""
     days = (now_ms - int(row["last_order"])) / DAY_MS
-    return Reason("recency", math.log1p(days), 0.0, 0.0, f"{days:,.0f} days since the last order")
+    part = sum(max(reason.contribution, 0.0) for reason in reasons if reason.feature in SILENCE)
+    usual = float(row["gap_mean_days"])
+    known = f"; usually every {usual:,.1f}" if row["order_days"] > 1 else ", the first and only one"
+    return Reason("days_since_order", days, usual, max(part, 1e-6), f"{days:,.0f} days since the last order{known}")
 
 
 def _text(name: str, row: np.void, now_ms: int) -> str:
     silent = (now_ms - int(row["last_order"])) / DAY_MS
-    typical = float(row["gap_mean_days"])
     orders = int(row["orders"])
     match name:
-        case "recency" | "overdue" | "overdue_recent" | "surprise":
-            if row["order_days"] == 1:
-                return f"{silent:,.0f} days since the first and only order"
-            return f"{silent:,.0f} days since the last order; usually every {typical:,.1f}" if silent > typical else ""
         case "overdue_longest":
             pause = float(row["longest_gap_days"])
             return f"silent for {silent:,.0f} days; the longest pause so far was {pause:,.0f}" if silent > pause else ""

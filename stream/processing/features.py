@@ -16,6 +16,7 @@ NAN = math.nan
 
 PRIOR_GAP_DAYS = 14.0
 """The gap expected of a customer before the first one is seen; it counts as two gaps."""
+TREND_AFTER_DAYS = 30.0
 HABIT_EVENTS = 5
 """A customer's own habit (hour, category, amount, gap) is not a baseline before this many observations of it."""
 
@@ -42,7 +43,8 @@ def event_features(row: np.void, event: Event, local: LocalTime, minor_per_major
             spread = math.sqrt((float(row["log_gap_m2"]) + 0.5) / int(row["order_days"]))
             gap_z = max((math.log(gap_days) - float(row["log_gap_mean"])) / spread, 0.0)
         if row["priced"] >= HABIT_EVENTS:
-            spend_trend = max(_spend_trend(row, time_ms, event.amount_minor or 0), 0.0)
+            spend_trend = _spend_trend(row, time_ms, event.amount_minor or 0)
+            spend_trend = NAN if math.isnan(spend_trend) else max(spend_trend, 0.0)
     part_of_day = category = NAN
     if row["events"] >= HABIT_EVENTS:
         part_of_day = -math.log2(float(row["parts_of_day"][local.part_of_day(time_ms)]) + 0.02)
@@ -63,7 +65,7 @@ def event_features(row: np.void, event: Event, local: LocalTime, minor_per_major
         part_of_day,
         category,
         math.log1p(in_session),
-        math.log1p(in_session / (minutes + 1.0)),
+        math.log1p(in_session / (minutes + 1.0)) if minutes > 0 else NAN,  # a log of dates has no pace
         math.log1p(decay(float(row["events_day"]), 1.0, waited) + 1.0),
         spend_trend,
         math.log1p(decay(float(row["trouble_week"]), 7.0, waited) + trouble),
@@ -71,12 +73,21 @@ def event_features(row: np.void, event: Event, local: LocalTime, minor_per_major
 
 
 def _spend_trend(row: np.void, time_ms: int, amount_minor: int) -> float:
-    """ln of spend a day over the last week, this order included, against that over the last three months."""
+    """ln of spend a day over the last week against that over the last three months, this order in both.
+
+    NaN before `TREND_AFTER_DAYS` of history.
+    """
     waited = max(time_ms - int(row["orders_at"]), 0)
     week, quarter = (
         decay(float(row["spend_decayed"][i]), half_life, waited) for i, half_life in enumerate(SPEND_HALF_LIVES_DAYS)
     )
-    return math.log((week + amount_minor + 1.0) / 7.0) - math.log((quarter + 1.0) / 90.0)
+    tenure_days = (time_ms - int(row["first_order"])) / DAY_MS
+    if tenure_days < TREND_AFTER_DAYS:
+        return NAN
+    spans = [
+        half_life / math.log(2.0) * (1.0 - math.exp2(-tenure_days / half_life)) for half_life in SPEND_HALF_LIVES_DAYS
+    ]
+    return math.log((week + amount_minor + 1.0) / spans[0]) - math.log((quarter + amount_minor + 1.0) / spans[1])
 
 
 def segment_features(rows: Rows, time_ms: Times) -> Matrix:
@@ -97,7 +108,7 @@ def segment_features(rows: Rows, time_ms: Times) -> Matrix:
             np.where(rows["categorised"] > 0, -(share * np.log2(share)).sum(axis=1), 0.0),
             rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64),
             rows["weekend"].astype(np.float64),
-            np.log((rows["views"] + 1.0) / (rows["orders"] + 1.0)),
+            np.log1p(rows["views"] / np.maximum(rows["orders"], 1)),
         )
     )
 

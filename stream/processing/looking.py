@@ -34,8 +34,8 @@ class Looking:
 
     `known` marks rows that existed before, `anonymous` those without a userId, `causes` says per row which event (or
     due time) made the tick look, `evidence` holds the message ids behind it. `now_ms` is stream time per row: never
-    before the row's own last event. `hours` of stream time went by in the tick, at least 1; a jump longer than
-    a tick may cover is a hole in the stream and counts as 1.
+    before the row's own last event. `hours` of stream time went by in the tick, at least 1; a step longer
+    than a day is a hole in the stream and counts as 1.
     """
 
     task: int

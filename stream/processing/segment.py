@@ -10,6 +10,10 @@ from stream.processing.looking import Hold, Looking
 from stream.processing.names import SEGMENT_FEATURES
 from stream.processing.segment_names import said
 
+PLAIN_SHARE = 0.08
+PLAIN_LOG = 0.18
+"""A difference that a person would call one: 8 points of a share, or a fifth of anything else."""
+
 
 def decide(looking: Looking, held: Hold) -> list[Alert]:
     """Assign, and alert on customers who moved and stayed moved.
@@ -78,7 +82,7 @@ def _alert(looking: Looking, index: int, segment: int, margin: float, features: 
     pull = version.segments.contrast(features, before, segment)
     currency = looking.rules.currency
     reasons = [
-        Reason(name, value, usual, part, _text(said(name, value, currency), said(name, usual, currency)))
+        Reason(name, value, usual, part, _text(name, value, usual, currency))
         for name, value, usual, part in zip(
             SEGMENT_FEATURES, features.tolist(), left.tolist(), pull.tolist(), strict=True
         )
@@ -106,6 +110,9 @@ def _alert(looking: Looking, index: int, segment: int, margin: float, features: 
     )
 
 
-def _text(now: str, left: str) -> str:
-    """Nothing where the two read the same: it would not tell a person why."""
-    return f"{now}; in the segment left {left}" if now != left else ""
+def _text(name: str, value: float, left: float, currency: str) -> str:
+    """Nothing where the two lie too close to tell a person why."""
+    plain = PLAIN_SHARE if name in ("evening", "weekend") else PLAIN_LOG
+    if abs(value - left) < plain:
+        return ""
+    return f"{said(name, value, currency)}; in the segment left {said(name, left, currency)}"

@@ -43,7 +43,7 @@ def said(feature: str, value: float, currency: str) -> str:
         case "weekend":
             return f"{value:.0%} of events at weekends"
         case _:
-            return f"{math.exp(value):,.1f} views an order"
+            return f"{math.expm1(value):,.1f} views an order"
 
 
 def names(profile: NDArray[np.float64], before: Sequence[str] = ()) -> list[str]:

@@ -50,6 +50,10 @@ class TickInput:
     version: Version
 
 
+LONGEST_STEP_HOURS = 24
+"""A log of dates without times steps by a day; a longer step is a hole in the stream."""
+
+
 class DeadLetter(NamedTuple):
     """A record that cannot be used, whole, with the reason; whose it is, if it is only misplaced."""
 
@@ -124,7 +128,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     causes, evidence = _causes(len(customers), accepted, tick.stream_time_ms)
     looking = Looking(
         tick.task,
-        _hours(tick, settings),
+        _hours(tick),
         rules,
         tick.version,
         [customers[i] for i in alive.tolist()],
@@ -288,9 +292,9 @@ def _capped(alerts: list[Alert], alerted: dict[str, int], limit: int, hold: Hold
     return kept
 
 
-def _hours(tick: TickInput, settings: Settings) -> int:
+def _hours(tick: TickInput) -> int:
     elapsed = (tick.stream_time_ms - tick.state.stream_time_ms) / 3_600_000
-    return max(1, math.ceil(elapsed)) if elapsed <= settings.tick.max_span_hours else 1
+    return max(1, math.ceil(elapsed)) if elapsed <= LONGEST_STEP_HOURS else 1
 
 
 def _next_offsets(tick: TickInput) -> dict[str, int]:

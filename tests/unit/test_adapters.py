@@ -8,8 +8,10 @@ import pytest
 
 from stream.adapters import records
 from stream.cli import main
+from stream.embedded import Embedded
 from stream.errors import SettingsError
 from stream.events import Event, EventRules, Kind, decode
+from stream.settings import parse
 from tests.builders import BUYS, CLICKS, NOW, SMALL_MODELS, body, iso, order, shop
 
 ROOT = Path(__file__).parents[2]
@@ -292,3 +294,71 @@ def test_a_file_of_mostly_dead_letters_ends_with_one(tmp_path: Path, capfdbinary
     path = file(tmp_path, b"{garbage\n" * 1_500, "events.jsonl")
     code = main(["replay", str(path)])
     assert (code, b"undecodable" in capfdbinary.readouterr().err) == (1, True)
+
+
+def jsonl(tmp_path: Path, times: list[str]) -> Path:
+    path = tmp_path / "events.jsonl"
+    lines = [orjson.dumps({"userId": "c", "event": "Product Viewed", "timestamp": each}) for each in times]
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def test_one_mis_dated_line_does_not_move_the_time_a_file_has_reached(tmp_path: Path) -> None:
+    times = [f"2026-03-01T10:{minute:02}:00Z" for minute in range(60)]
+    times.insert(5, "2026-11-01T00:00:00Z")
+    stamps = [record.timestamp_ms for record in records(jsonl(tmp_path, times), "t")]
+    assert stamps == sorted(stamps)
+    assert stamps[5] == stamps[4]
+    assert stamps[-1] == 1_772_362_740_000
+
+
+def test_a_real_pause_moves_the_time_a_file_has_reached(tmp_path: Path) -> None:
+    times = [*(f"2026-03-01T10:{minute:02}:00Z" for minute in range(5)), "2026-04-01T00:00:00Z", "2026-04-01T00:01:00Z"]
+    stamps = [record.timestamp_ms for record in records(jsonl(tmp_path, times), "t")]
+    assert stamps[5] - stamps[4] > 30 * 86_400_000
+
+
+def test_a_line_of_an_order_that_cannot_be_used_is_not_swallowed_by_the_line_before(tmp_path: Path) -> None:
+    lines = ("c,2026-01-05,o1,10", "c,2026-01-05,o1,abc", "c,garbage,o1,5", "c,2026-01-05,o1,nan")
+    text = "\n".join(("userId,timestamp,order_id,revenue", *lines, ""))
+    assert [each["properties"]["revenue"] for each in bodies(file(tmp_path, text))] == [10.0, "abc", 5.0, "nan"]
+
+
+def test_a_return_written_with_minus_signs_is_a_refund_of_that_amount(tmp_path: Path) -> None:
+    (body,) = bodies(file(tmp_path, "userId,timestamp,order_id,quantity,amount\nc,2026-01-05,o1,-1,-10\n"))
+    assert (body["event"], body["properties"]["revenue"]) == ("Order Refunded", 10.0)
+
+
+def test_a_csv_that_is_not_utf_8_is_refused_and_merges_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("userId,timestamp,revenue\ncafé,2026-01-05,1\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        list(records(path, "t"))
+
+
+def test_a_replay_does_not_write_over_what_it_reads(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, ["2026-03-01T10:00:00Z"])
+    before = path.read_bytes()
+    assert main(["replay", str(path), "--dead-letters", str(path)]) == 2
+    assert path.read_bytes() == before
+
+
+def test_a_replay_of_nothing_usable_ends_with_one(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"[1]\n[2]\n")
+    assert main(["replay", str(path)]) == 1
+
+
+def test_a_replay_keeps_in_memory_only_what_is_not_processed_yet(tmp_path: Path) -> None:
+    start = 1_772_362_740_000
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as lines:
+        for number in range(12_000):
+            event = {"userId": f"c-{number % 50}", "event": "Product Viewed", "timestamp": start + number * 1_000}
+            lines.write(orjson.dumps(event) + b"\n")
+    kept = []
+    embedded = Embedded(parse({}), ("t",), lambda _: None)
+    log = embedded._cluster.topic("t")[0]
+    embedded.run({"t": records(path, "t")}, lambda _: kept.append(len(log.records)))
+    assert len(kept) == 3
+    assert max(kept) <= 5_000

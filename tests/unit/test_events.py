@@ -504,3 +504,16 @@ def test_decoding_leaves_the_record_as_it_came() -> None:
     before = tuple(whole)
     decode(whole, RULES)
     assert tuple(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("quantity", "price", "minor"), [(1500, 0.5, 75_000), (1.5, 10, 1_500), (0, 10, 0), (None, 10, 1_000)]
+)
+def test_an_order_without_a_total_is_price_times_quantity_whatever_the_quantity_counts(
+    quantity: float | None, price: float, minor: int
+) -> None:
+    product = {"product_id": "p", "price": price, **({} if quantity is None else {"quantity": quantity})}
+    body = {"event": "Order Completed", "userId": "c", "timestamp": NOW, "properties": {"products": [product]}}
+    assert (
+        decode(Record("t", 0, 0, 1_800_000_000_000, None, orjson.dumps(body)), EventRules("USD")).amount_minor == minor
+    )

@@ -527,7 +527,7 @@ def wave(count: int) -> tuple[ByHand, list[str]]:
 def test_a_wave_holds_its_alerts_back_and_sends_one_summary_a_day() -> None:
     task, names = wave(20)
     at = days_on(16) // DAY_MS * DAY_MS
-    found = [task.tick(wakes=names, now_ms=at + hours * HOUR_MS) for hours in (0, 1, 24)]
+    found = [task.tick(wakes=names, now_ms=at + hours * HOUR_MS) for hours in (0, 1, 26)]
     assert [kinds(result) for result in found] == [[("churn_wave", "test")], [], [("churn_wave", "test")]]
     assert [dict(result.held) for result in found] == [{("churn_risk", "wave"): 20}] * 3
     assert [int(task.row(name)["churn_high"]) for name in names] == [0] * 20
