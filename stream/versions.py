@@ -1,7 +1,8 @@
 """Model versions in their compacted topic: keys, chunks, and the newest one that is whole."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from stream.events import Record
 from stream.ports import Outgoing, Topic
 from stream.processing.version import Version, from_bytes
 from stream.recovery import CHUNK_HEADER
@@ -43,23 +44,14 @@ class Versions:
         """Read what is new; returns the newest whole version, None while there is none."""
         while records := self._topic.read(0, self._position, 100):
             self._position = records[-1].offset + 1
-            for record in records:
-                key = (record.key or b"").decode()
-                if not key.startswith(KEY):
-                    continue
-                number = int(key.split("/")[1])
+            for number, record in _of_versions(records):
                 if record.value is None:
                     self.published_ms.pop(number, None)
                     self.chunks.pop(number, None)
                     continue
                 self.chunks.setdefault(number, []).append(record.key or b"")
                 self.published_ms[number] = record.timestamp_ms
-                place, _, count = dict(record.headers)[CHUNK_HEADER].partition(b"/")
-                parts = self._parts.setdefault(number, {})
-                parts[int(place)] = record.value
-                if len(parts) == int(count):
-                    self._latest = b"".join(parts[i] for i in sorted(parts))
-                    del self._parts[number]
+                self._latest = _joined(self._parts, number, record) or self._latest
         if self._latest is not None:  # kept until it is decoded: a read that fails half-way is tried again
             self.newest, self._latest = from_bytes(self._latest), None
         return self.newest
@@ -71,13 +63,26 @@ class Versions:
         position = 0
         while records := self._topic.read(0, position, 100):
             position = records[-1].offset + 1
-            for record in records:
-                key = (record.key or b"").decode()
-                if not key.startswith(KEY) or record.value is None or int(key.split("/")[1]) not in numbers:
-                    continue
-                number = int(key.split("/")[1])
-                place, _, count = dict(record.headers)[CHUNK_HEADER].partition(b"/")
-                parts.setdefault(number, {})[int(place)] = record.value
-                if len(parts[number]) == int(count):
-                    found[number] = from_bytes(b"".join(parts[number][i] for i in sorted(parts[number])))
+            for number, record in _of_versions(records):
+                data = _joined(parts, number, record) if number in numbers and record.value is not None else None
+                if data is not None:
+                    found[number] = from_bytes(data)
         return found
+
+
+def _of_versions(records: Sequence[Record]) -> Iterator[tuple[int, Record]]:
+    """The records of versions among others, with the version's number."""
+    for record in records:
+        key = (record.key or b"").decode()
+        if key.startswith(KEY):
+            yield int(key.split("/")[1]), record
+
+
+def _joined(parts: dict[int, dict[int, bytes]], number: int, record: Record) -> bytes | None:
+    """Put a chunk to the others of its version; the whole once it is complete."""
+    place, _, count = dict(record.headers)[CHUNK_HEADER].partition(b"/")
+    mine = parts.setdefault(number, {})
+    mine[int(place)] = record.value or b""
+    if len(mine) < int(count):
+        return None
+    return b"".join(parts.pop(number)[i] for i in range(int(count)))
