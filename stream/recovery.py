@@ -12,6 +12,7 @@ committed offsets (seq in their metadata)  against  marker in the store (seq)
 import time
 from dataclasses import dataclass, replace
 
+from stream.chunks import Chunks
 from stream.errors import JournalGap, Misconfigured, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Store, Topic
 from stream.processing.journal import Entry, TaskState, decode
@@ -20,33 +21,6 @@ PATIENCE_S = 5.0
 TAIL_RECORDS = 200
 STEP_RECORDS = 50
 """Journal records replayed between two polls, so that a long recovery stays a member of the group."""
-CHUNK_HEADER = "driftline-chunk"
-
-
-class Chunks:
-    """Puts the chunks of journal records together again."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def add(self, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> bytes | None:
-        """The whole record once its last chunk has come, None before.
-
-        >>> chunks = Chunks()
-        >>> chunks.add(b"ab", (("driftline-chunk", b"0/2"),)), chunks.add(b"cd", (("driftline-chunk", b"1/2"),))
-        (None, b'abcd')
-        """
-        place, _, count = dict(headers).get(CHUNK_HEADER, b"0/1").partition(b"/")
-        if place == b"0":
-            self._parts.clear()
-        elif len(self._parts) != int(place):
-            return None  # the chunks before were removed by retention: the record is gone
-        self._parts.append(value)
-        if len(self._parts) < int(count):
-            return None
-        whole = b"".join(self._parts)
-        self._parts.clear()
-        return whole
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stream.chunks import Chunks, chunked
 from stream.errors import OutcomeUnknown, TaskLost
 from stream.events import fingerprint
 from stream.metrics import Metrics
@@ -19,9 +20,8 @@ from stream.processing import journal
 from stream.processing.features import segment_features
 from stream.processing.segment_names import names
 from stream.processing.version import Version, from_bytes, to_bytes, warming
-from stream.recovery import Chunks
 from stream.settings import Settings
-from stream.versions import CONFIG_KEY, KEY, Versions, chunked
+from stream.versions import CONFIG_KEY, KEY, Versions
 
 log = logging.getLogger(__name__)
 

@@ -1,31 +1,14 @@
 """Model versions in their compacted topic: keys, chunks, and the newest one that is whole."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from stream.chunks import CHUNK_HEADER
 from stream.events import Record
-from stream.ports import Outgoing, Topic
+from stream.ports import Topic
 from stream.processing.version import Version, from_bytes
-from stream.recovery import CHUNK_HEADER
 
-CHUNK_BYTES = 900_000
-"""Largest value of one record: the client's limit is 1 MiB before compression, headers included."""
 KEY = "version/"
 CONFIG_KEY = "config/"
-
-
-def chunked(topic: str, partition: int, key: bytes, data: bytes, headers: Mapping[str, bytes]) -> list[Outgoing]:
-    """Records of at most `CHUNK_BYTES` that `recovery.Chunks` puts together again."""
-    count = max(-(-len(data) // CHUNK_BYTES), 1)
-    return [
-        Outgoing(
-            topic,
-            partition,
-            key if count == 1 else key + b"/%d" % i,
-            data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES],
-            (*headers.items(), (CHUNK_HEADER, b"%d/%d" % (i, count))),
-        )
-        for i in range(count)
-    ]
 
 
 class Versions:

@@ -18,12 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stream.errors import (
-    BrokerUnavailable,
-    OutcomeUnknown,
-    Retriable,
-    TaskLost,
-)
+from stream.chunks import chunked
+from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost
 from stream.events import EventRules, Record
 from stream.metrics import Metrics
 from stream.ports import Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
@@ -39,7 +35,7 @@ from stream.reporting import Held, Reporter
 from stream.rows import RowCache
 from stream.settings import Settings
 from stream.trainer import Trainer
-from stream.versions import Versions, chunked
+from stream.versions import Versions
 
 log = logging.getLogger(__name__)
 

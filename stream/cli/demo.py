@@ -49,7 +49,7 @@ class Summary:
     def __init__(self, console: Console, as_json: bool) -> None:
         self._console = console
         self._as_json = as_json
-        self._began = self._last = time.monotonic()
+        self._began = time.monotonic()
         self._shown: dict[str, float] = {}
         self.first_alert_s: float | None = None
         self.alerts: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}

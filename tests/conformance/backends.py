@@ -13,13 +13,12 @@ from typing import NamedTuple, Protocol
 
 import pytest
 
+from stream.chunks import Chunks, chunked
 from stream.errors import OutcomeUnknown, TaskLost
 from stream.events import Record
 from stream.ports import Committed, Inputs, Marker, Offset, Outgoing, Outputs, Polled, Store, Token, Topic
 from stream.processing.customer import ROW, Rows, blank
 from stream.processing.journal import TaskState
-from stream.recovery import Chunks
-from stream.versions import chunked
 from tests.builders import BUYS, CLICKS, NOW
 
 PARTITIONS = 4

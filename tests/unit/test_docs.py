@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import orjson
 import pytest
 
 import stream.cli
@@ -42,7 +43,10 @@ def test_settings_in_the_docs_are_settings(text: str) -> None:
 @pytest.mark.parametrize("text", blocks("json"))
 def test_an_event_in_the_docs_decodes_and_an_alert_is_json(text: str) -> None:
     body = text.encode()
-    if b'"specversion"' not in body:
+    if b'"specversion"' in body:
+        kind = orjson.loads(body)["data"]["kind"]
+        assert (ROOT / "deploy" / "schemas" / f"{kind}.v1.json").exists()
+    else:
         decode(Record("docs", 0, 0, 1_800_000_000_000, None, body), EventRules("EUR"))
 
 

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from stream.chunks import CHUNK_BYTES, Chunks, chunked
 from stream.errors import NewerSchema
 from stream.processing import sections
 from stream.processing.churn import Wave
 from stream.processing.customer import blank
 from stream.processing.journal import Entry, Published, TaskState, alerts_of, decode, encode
-from stream.recovery import Chunks
-from stream.versions import CHUNK_BYTES, chunked
 
 CHUNK = "driftline-chunk"
 
