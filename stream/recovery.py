@@ -58,8 +58,10 @@ class Recovery:
         return self._replay()
 
     def _compare(self) -> TaskState | None:
-        self._committed = self.inputs.committed(self.task)
+        # The store first: it is never ahead of Kafka, so offsets read after it can only be ahead of it. The other way
+        # round, ticks of another owner that end between the two look as if Kafka had lost them.
         self._marker, _ = self.store.load(self.task, ())
+        self._committed = self.inputs.committed(self.task)
         committed, marker = self._committed, self._marker
         if marker is not None and marker.partitions != self.partitions:
             raise Misconfigured(

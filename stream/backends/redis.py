@@ -3,6 +3,7 @@
 Keys of a task share one hash tag, so that they lie in one slot, fail over together and one script covers them:
 
     {APP:pN}:m        hash: seq, inc, gen, body      how far the task has been applied
+                      part: SEQ:N                    the chunks of the next tick that have been
     {APP:pN}:c:ID     string: u2 schema, row bytes   one customer
     {APP:pN}:due      sorted set: ID by due time     index of due times, moved by the same script
 """
@@ -29,13 +30,16 @@ CHUNK_CUSTOMERS = 300
 
 APPLY = """
 -- KEYS: marker, due index, customers written, customers forgotten
--- ARGV: prev_seq, seq, inc, gen, written, last chunk?, body; then row and due time of each written; then all ids
-local m = redis.call('HMGET', KEYS[1], 'seq', 'inc', 'gen')
+-- ARGV: prev_seq, seq, inc, gen, written, body (of the last chunk alone), chunk;
+--       then row and due time of each written; then all ids
+local m = redis.call('HMGET', KEYS[1], 'seq', 'inc', 'gen', 'part')
 local seq, inc, gen = tonumber(m[1] or '0'), tonumber(m[2] or '0'), tonumber(m[3] or '0')
 local our_inc, our_gen = tonumber(ARGV[3]), tonumber(ARGV[4])
 if our_inc < inc or (our_inc == inc and our_gen < gen) then return {-1, seq, inc, gen} end
 if seq >= tonumber(ARGV[2]) then return {0, seq, inc, gen} end
 if seq ~= tonumber(ARGV[1]) then return {-2, seq, inc, gen} end
+local chunk = tonumber(ARGV[7])
+if chunk > 0 and m[4] ~= ARGV[2] .. ':' .. chunk then return {-2, seq, inc, gen} end
 local written = tonumber(ARGV[5])
 local ids = 7 + 2 * written
 for i = 1, written do
@@ -46,14 +50,18 @@ for i = written + 1, #KEYS - 2 do
   redis.call('DEL', KEYS[2 + i])
   redis.call('ZREM', KEYS[2], ARGV[ids + i])
 end
-if ARGV[6] == '1' then
-  redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'inc', ARGV[3], 'gen', ARGV[4], 'body', ARGV[7])
+if ARGV[6] == '' then
+  redis.call('HSET', KEYS[1], 'part', ARGV[2] .. ':' .. (chunk + 1))
+else
+  redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'inc', ARGV[3], 'gen', ARGV[4], 'body', ARGV[6])
+  redis.call('HDEL', KEYS[1], 'part')
 end
 return {1, tonumber(ARGV[2]), our_inc, our_gen}
 """
 """Applies one chunk of a committed tick: a no-op where it was applied, refused over a gap or from a former owner.
 
 Only committed after-images are ever written, so a chunk applied without its marker does no harm: it is written again.
+A failover between two chunks may take the first one away: a chunk is refused unless those before it are there.
 """
 
 
@@ -114,12 +122,12 @@ class RedisStore:
                 "partitions": marker.partitions,
             }
         )
-        for first in range(0, max(len(work), 1), CHUNK_CUSTOMERS):
+        for number, first in enumerate(range(0, max(len(work), 1), CHUNK_CUSTOMERS)):
             chunk = work[first : first + CHUNK_CUSTOMERS]
             written = [(customer, i) for customer, i in chunk if i >= 0]
             last = first + CHUNK_CUSTOMERS >= len(work)
             arguments: list[Any] = [prev_seq, marker.state.seq, marker.state.incarnation, marker.generation]
-            arguments += [len(written), int(last), body if last else b""]
+            arguments += [len(written), body if last else b"", number]
             for _, i in written:
                 arguments += [schema + written_rows[i].tobytes(), dues[i]]
             arguments += [customer for customer, _ in chunk]
