@@ -11,7 +11,7 @@ import orjson
 from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, MemoryStore, MemoryTopic
 from stream.events import Record
 from stream.metrics import Metrics
-from stream.ports import Outgoing
+from stream.ports import Clock, Outgoing
 from stream.processing.tick import TickResult
 from stream.profile import profile
 from stream.settings import Settings
@@ -47,7 +47,7 @@ class Embedded:
             Ports(self._inputs, MemoryOutputs(cluster, instance), journal, models, self.store),
             Trainer(self.settings, journal, models, lambda: MemoryOutputs(cluster, "trainer"), self.metrics, self._now),
             self.metrics,
-            self._now,
+            Clock(self._now),
             on_tick,
         )
 

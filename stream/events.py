@@ -28,6 +28,11 @@ REASONS: Mapping[str, str] = {
 }
 """Every reason a record may become a dead letter for: the value of the header `driftline-reason`."""
 
+HISTORY_HEADER = "driftline-history"
+"""Marks a record of the past, put in by a backfill or a repartition: it counts, and raises no alert that goes out."""
+FORGET_HEADER = "driftline-forget"
+"""A record with this header asks to forget the customer that is its key. A header, as no visitor's browser sets one."""
+
 ANONYMOUS = "anon:"
 MAX_ID_CHARS = 200
 MAX_NAME_CHARS = 200
@@ -90,7 +95,8 @@ class Event(NamedTuple):
     `time_ms` is when it happened (epoch ms, skew corrected, never far ahead of the broker's clock);
     `message_hash` and `order_hash` are fingerprints of the ids, 0 where the event carries none;
     `amount_minor` is int64 minor units of the application's currency, None where the event carries no usable amount;
-    `items` is the number of pieces; `categories` are the products' categories, as sent.
+    `items` is the number of pieces; `categories` are the products' categories, as sent; `history` says that the record
+    was marked as one of the past.
     """
 
     kind: Kind
@@ -105,6 +111,13 @@ class Event(NamedTuple):
     amount_minor: int | None
     items: int
     categories: tuple[str, ...]
+    history: bool = False
+
+
+class Forget(NamedTuple):
+    """Somebody asked for a customer to be forgotten."""
+
+    customer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +209,25 @@ def decode(record: Record, rules: EventRules) -> Event:
         amount,
         _items(products),
         _categories(properties, products),
+        any(name == HISTORY_HEADER for name, _ in record.headers),
     )
+
+
+def forget_of(record: Record) -> Forget | None:
+    """Whom the record asks to forget; None = it is no such order.
+
+    Raises:
+        InvalidEvent: it is one, and its key is no customer id.
+    """
+    if all(name != FORGET_HEADER for name, _ in record.headers):
+        return None
+    try:
+        customer = (record.key or b"").decode()
+    except UnicodeDecodeError:
+        customer = ""
+    if not customer or len(customer) > len(ANONYMOUS) + MAX_ID_CHARS:
+        raise InvalidEvent("no_customer", f"a record with the header {FORGET_HEADER} needs a customer id as its key")
+    return Forget(customer)
 
 
 def fingerprint(text: str) -> int:

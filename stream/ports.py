@@ -4,12 +4,24 @@ The contracts are tests/conformance/backends.py. Errors are those of stream/erro
 library's error through.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stream.events import Record
 from stream.processing.customer import Rows
 from stream.processing.journal import TaskState
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Clock(NamedTuple):
+    """The wall clock in epoch milliseconds, and one in seconds that never goes back."""
+
+    wall_ms: Callable[[], int] = _wall_ms
+    monotonic: Callable[[], float] = time.monotonic
 
 
 class Token(NamedTuple):

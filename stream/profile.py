@@ -37,6 +37,7 @@ def profile(customer: str, data: bytes, version: Version | None, settings: Setti
             "high": bool(row["churn_high"]),
         },
         "due": _time(int(row["due"])),
+        "alerts": {"count": int(row["alerts"]), "last": _time(int(row["alerted_at"]))},
     }
 
 

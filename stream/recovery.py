@@ -9,7 +9,7 @@ committed offsets (seq in their metadata)  against  marker in the store (seq)
   store ahead                 refuse: Kafka lost data, or somebody reset offsets
 """
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from stream.chunks import Chunks
@@ -39,6 +39,7 @@ class Recovery:
     journal: Topic
     generation: int
     max_wakes: int
+    monotonic: Callable[[], float]
     _committed: Committed | None = None
     _marker: Marker | None = None
     _position: int = 0
@@ -71,8 +72,8 @@ class Recovery:
         records = self.journal.read(self.task, self._position, STEP_RECORDS)
         if not records:
             self.journal.catch_up(self.task)
-            self._empty_since = self._empty_since or time.monotonic()
-            if time.monotonic() - self._empty_since < PATIENCE_S:
+            self._empty_since = self._empty_since or self.monotonic()
+            if self.monotonic() - self._empty_since < PATIENCE_S:
                 return None  # the journal's part of a transaction may become visible after the offsets'
             seq = self._marker.state.seq if self._marker else 0
             raise JournalGap(

@@ -182,6 +182,7 @@ class Journal(Section):
     """The journal topic."""
 
     retention_days: float = Field(7.0, ge=1, le=90, description="retention of the journal; every row is written again within half of it, d")  # fmt: skip
+    schema_version: int | None = Field(None, ge=1, le=2, description="write rows and journal in this schema; by default a task goes on in the one it is found in. Raise it once every worker runs this release; it is never lowered")  # fmt: skip
 
 
 class DeadLetters(Section):

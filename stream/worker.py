@@ -12,7 +12,6 @@ Whatever fails, the tasks concerned are recovered: dropped from memory, compared
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from stream.chunks import chunked
 from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost
 from stream.events import EventRules, Record
 from stream.metrics import Metrics
-from stream.ports import Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
-from stream.processing import clock, journal, tick
+from stream.ports import Clock, Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
+from stream.processing import journal, tick
 from stream.processing.alerts import CONTENT_TYPE
-from stream.processing.clock import Decoded
+from stream.processing.clock import Decoded, raised, read, stream_time, take
 from stream.processing.journal import TaskState
 from stream.processing.tick import DeadLetter, TickInput, TickResult
 from stream.processing.version import Version, warming
@@ -89,13 +88,13 @@ class Worker:
         ports: Ports,
         trainer: Trainer,
         metrics: Metrics,
-        wall_ms: Callable[[], int],
+        clock: Clock,
         on_tick: Callable[[TickResult], None] | None = None,
     ) -> None:
         self._settings = settings
         self._ports = ports
         self._trainer = trainer
-        self._wall_ms = wall_ms
+        self._clock = clock
         self._on_tick = on_tick
         self._rules = tick.rules(settings)
         self._event_rules = EventRules(
@@ -109,9 +108,9 @@ class Worker:
         self._unfenced = False
         self._busy = False
         self._quality = Quality(settings)
-        self._report = Reporter(metrics, wall_ms)
+        self._report = Reporter(metrics, clock.wall_ms)
         self.stopping = False
-        self.turned_at = time.monotonic()
+        self.turned_at = self._clock.monotonic()
 
     @property
     def ready(self) -> bool:
@@ -135,11 +134,11 @@ class Worker:
         return self._busy
 
     def _turn(self) -> bool:
-        began = self.turned_at = time.monotonic()
+        began = self.turned_at = self._clock.monotonic()
         wait_s = 0.0 if self._busy else self._settings.tick.max_wait_ms / 1000
         try:
             polled = self._ports.inputs.poll(wait_s, self._full())
-            polled_at = time.monotonic()
+            polled_at = self._clock.monotonic()
             self._follow(polled.token)
             self._take_in(polled.records)
             self._report.spent("poll")
@@ -153,7 +152,7 @@ class Worker:
             prepared = self._prepare()
             self._report.spent("process")
             if prepared and self._commit(prepared):
-                self._report.turned(time.monotonic() - polled_at)
+                self._report.turned(self._clock.monotonic() - polled_at)
             busy = self._train() or busy
             self._report.spent("train")
         except Retriable as error:
@@ -199,17 +198,18 @@ class Worker:
             ports.journal,
             token.generation,
             settings.tick.max_wakes,
+            self._clock.monotonic,
         )
         buffers = {topic: deque[Decoded]() for topic in ports.inputs.topics}
         return Task(number, recovery, RowCache(settings.customers.cache_rows), buffers)
 
     def _take_in(self, records: Sequence[Record]) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for record in records:
             task = self._tasks.get(record.partition)
             if task is None or task.recovery is not None:
                 continue  # read again once the task is recovered and sought
-            decoded = clock.read(record, self._event_rules)
+            decoded = read(record, self._event_rules)
             task.buffers[record.topic].append(decoded)
             if decoded.time_ms:  # what cannot be used does not make the other topic wait
                 task.heard[record.topic] = now
@@ -217,7 +217,7 @@ class Worker:
     def _recover(self) -> bool:
         recovering = [task for task in self._tasks.values() if task.recovery is not None]
         for task in recovering:
-            if time.monotonic() - self.turned_at > RECOVERY_TURN_S:
+            if self._clock.monotonic() - self.turned_at > RECOVERY_TURN_S:
                 break  # poll again first: a member that does not is thrown out
             assert task.recovery is not None
             try:
@@ -233,7 +233,7 @@ class Worker:
                 extra={"task": task.number, "seq": state.seq, "replayed": task.recovery.replayed},
             )
             task.state, task.recovery = state, None
-            task.heard = dict.fromkeys(task.buffers, time.monotonic())
+            task.heard = dict.fromkeys(task.buffers, self._clock.monotonic())
         return bool(recovering)
 
     # 2. and 3. Read, run
@@ -245,7 +245,7 @@ class Worker:
         try:
             return self._trainer.step()
         except Retriable as error:
-            self._train_at = time.monotonic() + TRAIN_RETRY_S
+            self._train_at = self._clock.monotonic() + TRAIN_RETRY_S
             log.warning("the trainer waits: %s", error)
             return False
 
@@ -277,15 +277,15 @@ class Worker:
         heads = [buffer[0].time_ms for buffer in task.buffers.values() if buffer]
         start_ms = max(state.stream_time_ms, min(heads, default=0))
         until_ms = start_ms + round(settings.max_span_hours * 3_600_000)
-        taken = clock.take(task.buffers, ended, highs, settings.max_events, until_ms)
-        highs = clock.raised(highs, taken)
+        taken = take(task.buffers, ended, highs, settings.max_events, until_ms)
+        highs = raised(highs, taken)
         released = frozenset(topic for topic in ended if not task.buffers[topic])
-        wall_ms = self._wall_ms()
+        wall_ms = self._clock.wall_ms()
         live = state.live
         if taken:
             live = abs(wall_ms - max(highs.values())) <= settings.live_within_s * 1000
         follow_ms = wall_ms - round(settings.idle_after_s * 1000) if live else None
-        now_ms = clock.stream_time(state.stream_time_ms, highs, released, follow_ms)
+        now_ms = stream_time(state.stream_time_ms, highs, released, follow_ms)
         # A clock in the future must not make the customers of a whole task look silent for years.
         now_ms = max(state.stream_time_ms, min(now_ms, wall_ms + round(settings.max_ahead_s * 1000)))
         wakes = store.due(task.number, now_ms, settings.max_wakes) if now_ms else []
@@ -325,7 +325,7 @@ class Worker:
 
     def _released(self, task: Task) -> frozenset[str]:
         """Topics read to their end and silent for `tick.idle_after_s`."""
-        silent_since = time.monotonic() - self._settings.tick.idle_after_s
+        silent_since = self._clock.monotonic() - self._settings.tick.idle_after_s
         quiet = {topic for topic, heard in task.heard.items() if heard <= silent_since}
         return self._ports.inputs.ended(task.number) & quiet if quiet else frozenset()
 
@@ -412,12 +412,12 @@ class Worker:
             for task in tasks:
                 self._tasks[task.number] = self._new_task(task.number, self._token)
         if isinstance(error, Retriable):
-            self._retry_at = time.monotonic() + RETRY_S
+            self._retry_at = self._clock.monotonic() + RETRY_S
 
     def _hold_off(self, error: Retriable) -> None:
         """The outside does not answer: recover everything, polling meanwhile, so that the membership is kept."""
         self._lose(list(self._tasks.values()), _why(error), error)
-        self._retry_at = time.monotonic() + RETRY_S
+        self._retry_at = self._clock.monotonic() + RETRY_S
 
 
 def _why(error: Exception) -> str:

@@ -15,7 +15,7 @@ import orjson
 
 from stream.backends.memory import MemoryTopic
 from stream.embedded import Embedded
-from stream.events import Event, EventRules, Kind, Record, fingerprint
+from stream.events import FORGET_HEADER, Event, EventRules, Kind, Record, fingerprint
 from stream.processing import clock, tick
 from stream.processing.customer import DAY_MS, ROW, Rows, blank
 from stream.processing.journal import Entry, TaskState, decode, encode
@@ -144,12 +144,24 @@ class ByHand:
     offset: int = 0
     results: list[TickResult] = field(default_factory=list)
 
-    def input(self, *bodies: Mapping[str, Any], wakes: Sequence[str] = (), now_ms: int | None = None) -> TickInput:
+    def input(
+        self,
+        *bodies: Mapping[str, Any],
+        wakes: Sequence[str] = (),
+        now_ms: int | None = None,
+        headers: tuple[tuple[str, bytes], ...] = (),
+    ) -> TickInput:
         """The next tick over these bodies at stream time `now_ms` (by default the last event's time)."""
         records = [
-            record(one, topic=BUYS, offset=self.offset + i, timestamp_ms=now_ms or NOW + 3_650 * DAY_MS)
+            record(one, topic=BUYS, offset=self.offset + i, timestamp_ms=now_ms or NOW + 3_650 * DAY_MS)._replace(
+                headers=headers
+            )
             for i, one in enumerate(bodies)
         ]
+        return self.of(records, wakes, now_ms)
+
+    def of(self, records: Sequence[Record], wakes: Sequence[str] = (), now_ms: int | None = None) -> TickInput:
+        """The next tick over these records."""
         decoded = [clock.read(one, EventRules(self.settings.application.currency)) for one in records]
         times = [one.time_ms for one in decoded]
         stream_time_ms = max([self.state.stream_time_ms, *([now_ms] if now_ms else times)])
@@ -162,12 +174,24 @@ class ByHand:
         """The customers' rows and which of them exist."""
         return gathered(self.rows, customers)
 
-    def tick(self, *bodies: Mapping[str, Any], wakes: Sequence[str] = (), now_ms: int | None = None) -> TickResult:
-        """Run the next tick and keep what it came to."""
-        before = self.input(*bodies, wakes=wakes, now_ms=now_ms)
+    def tick(self, *bodies: Mapping[str, Any], **how: Any) -> TickResult:
+        """Run the next tick and keep what it came to; `how` as for `input`."""
+        return self.run(self.input(*bodies, **how))
+
+    def forget(
+        self, customer: str, before: Sequence[Mapping[str, Any]] = (), after: Sequence[Mapping[str, Any]] = ()
+    ) -> TickResult:
+        """A tick with an order to forget a customer, and what comes before and after it."""
+        asked = Record(BUYS, 0, 0, NOW, customer.encode(), None, ((FORGET_HEADER, b"1"),))
+        records = [record(one, topic=BUYS, timestamp_ms=NOW + 3_650 * DAY_MS) for one in before]
+        records += [asked, *(record(one, topic=BUYS, timestamp_ms=NOW + 3_650 * DAY_MS) for one in after)]
+        return self.run(self.of([one._replace(offset=self.offset + i) for i, one in enumerate(records)]))
+
+    def run(self, before: TickInput) -> TickResult:
+        """Run a tick and keep what it came to."""
         customers = tick.touched(before.decoded, before.wakes)
         result = tick.run(before, customers, *self.gather(customers), tick.rules(self.settings))
-        self.offset += len(bodies)
+        self.offset += len(before.decoded)
         self.state = result.entry.state
         fold(self.rows, result.entry)
         self.results.append(result)

@@ -16,17 +16,16 @@ import orjson
 import redis
 from redis import exceptions
 
-from stream.errors import DriftlineError, Misconfigured, NewerSchema, StoreUnavailable, TaskLost
+from stream.errors import DriftlineError, Misconfigured, StoreUnavailable, TaskLost
 from stream.ports import Marker
-from stream.processing.customer import SCHEMA, Rows
-from stream.processing.journal import TaskState
+from stream.processing.customer import Rows, as_read, as_written
+from stream.processing.journal import TaskState, check_schema
 from stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
-SCHEMA_BYTES = SCHEMA.to_bytes(2, "little")
 
 APPLY = """
 -- KEYS: marker, due index, customers written, customers forgotten
@@ -105,6 +104,8 @@ class RedisStore:
     ) -> None:
         work = [(customer, i) for i, customer in enumerate(customers)] + [(customer, -1) for customer in forgotten]
         dues = rows["due"].tolist()
+        schema = marker.state.schema.to_bytes(2, "little")
+        written_rows = as_written(rows, marker.state.schema)
         body = orjson.dumps(
             {
                 "state": marker.state.to_json(),
@@ -120,7 +121,7 @@ class RedisStore:
             arguments: list[Any] = [prev_seq, marker.state.seq, marker.state.incarnation, marker.generation]
             arguments += [len(written), int(last), body if last else b""]
             for _, i in written:
-                arguments += [SCHEMA_BYTES + rows[i].tobytes(), dues[i]]
+                arguments += [schema + written_rows[i].tobytes(), dues[i]]
             arguments += [customer for customer, _ in chunk]
             keys = [self._key(task, "m"), self._key(task, "due")]
             keys += [self._key(task, f"c:{customer}") for customer, _ in chunk]
@@ -165,12 +166,8 @@ class RedisStore:
 
     def _row(self, customer: str, data: bytes) -> bytes:
         schema = int.from_bytes(data[:2], "little")
-        if schema != SCHEMA:
-            remedy = "upgrade Driftline" if schema > SCHEMA else "empty this application's keys and restart"
-            raise NewerSchema(
-                f"the row of customer {customer!r} has schema {schema}, this release reads {SCHEMA}; {remedy}"
-            )
-        return data[2:]
+        check_schema(schema, f"the row of customer {customer!r}")
+        return as_read(data[2:], schema).tobytes()
 
     @contextmanager
     def _mapping(self) -> Iterator[None]:

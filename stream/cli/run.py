@@ -14,6 +14,7 @@ from stream.backends.http import HttpServer
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
 from stream.backends.redis import RedisStore
 from stream.metrics import Metrics
+from stream.ports import Clock
 from stream.settings import Settings
 from stream.trainer import Trainer
 from stream.worker import Ports, Worker
@@ -64,20 +65,18 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
     store.check()
     inputs = KafkaInputs(settings)
 
-    def wall_ms() -> int:
-        return time.time_ns() // 1_000_000
-
+    clock = Clock()
     trainer = Trainer(
         settings,
         KafkaTopic(settings, settings.topic("journal")),
         KafkaTopic(settings, settings.topic("models"), owner="trainer"),
         lambda: KafkaOutputs(settings, "trainer"),
         metrics,
-        wall_ms,
+        clock.wall_ms,
     )
     outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds)
     journal, models = KafkaTopic(settings, settings.topic("journal")), KafkaTopic(settings, settings.topic("models"))
-    return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, wall_ms)
+    return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, clock)
 
 
 def _live(worker: Worker) -> str | None:

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from stream.errors import InvalidEvent
-from stream.events import Event, EventRules, Record, decode
+from stream.events import Event, EventRules, Forget, Record, decode, forget_of
 
 
 class Decoded(NamedTuple):
-    """A record with what it decoded to: the event, or why it is none."""
+    """A record with what it decoded to: an event, an order to forget, or why it is neither."""
 
     record: Record
-    outcome: Event | InvalidEvent
+    outcome: Event | Forget | InvalidEvent
 
     @property
     def time_ms(self) -> int:
@@ -26,7 +26,7 @@ Buffers = Mapping[str, deque[Decoded]]
 def read(record: Record, rules: EventRules) -> Decoded:
     """Decode a record, keeping the reason where it cannot be decoded."""
     try:
-        return Decoded(record, decode(record, rules))
+        return Decoded(record, forget_of(record) or decode(record, rules))
     except InvalidEvent as invalid:
         return Decoded(record, invalid)
 

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from stream.processing.names import CHURN_FEATURES
 
-SCHEMA = 1
-"""Version of `ROW`. A reader that meets a newer one gives the task back; an older one is migrated when it wakes."""
+SCHEMA = 2
+"""The newest version of the row, which is `ROW`; `OLDEST_SCHEMA` is the oldest that is still read and written.
+
+A task goes on in the schema it is found in until `journal.schema_version` says otherwise, so that the release before
+can still read what this one writes. Rows of an older schema are migrated as they wake.
+"""
+OLDEST_SCHEMA = 1
 
 DAY_MS = 86_400_000
 ORDER_HALF_LIVES_DAYS = (7.0, 30.0, 90.0, 180.0)
@@ -26,13 +31,17 @@ Rows = NDArray[np.void]
 
 
 class Field(NamedTuple):
-    """One field of the row: numpy type (with shape), unit, meaning, and the paper or practice it comes from."""
+    """One field of the row: numpy type (with shape), unit, meaning, and the paper or practice it comes from.
+
+    `since` is the schema that brought it; rows of an older one have it blank.
+    """
 
     name: str
     type: str
     unit: str
     meaning: str
     source: str
+    since: int = 1
 
 
 FIELDS = (
@@ -94,10 +103,17 @@ FIELDS = (
     Field("label_taken", "i8", "ms", "when the waiting example was taken, 0 = none waits", "delayed labels"),
     Field("label_bought", "i4", "flag", "1 when an order came while the example waits", "delayed labels"),
     Field("label_features", f"({len(CHURN_FEATURES)},)f4", "features", "the waiting example, as it was taken", "delayed labels"),
+    Field("alerts", "i4", "count", "alerts published about this customer", "exact counter", since=2),
+    Field("alerted_at", "i8", "ms", "stream time of the last of them", "customer relations practice", since=2),
 )  # fmt: skip
 """The row, field by field. docs/customers.md is written from this table."""
 
-ROW = np.dtype([(field.name, field.type) for field in FIELDS]).newbyteorder("<")
+ROWS = {
+    schema: np.dtype([(field.name, field.type) for field in FIELDS if field.since <= schema]).newbyteorder("<")
+    for schema in range(OLDEST_SCHEMA, SCHEMA + 1)
+}
+"""The row of each schema that this release reads and writes."""
+ROW = ROWS[SCHEMA]
 
 
 def blank(count: int) -> Rows:
@@ -107,3 +123,25 @@ def blank(count: int) -> Rows:
     rows["churn"] = np.nan
     rows["anomaly_rate"] = 1.0
     return rows
+
+
+def as_written(rows: Rows, schema: int) -> Rows:
+    """Rows in the form of a schema, for the store and the journal: what came later is left out."""
+    return rows if schema == SCHEMA else _copied(rows, np.zeros(len(rows), ROWS[schema]))
+
+
+def as_read(data: bytes, schema: int) -> Rows:
+    """Rows of `ROW` from the bytes of a schema that this release reads: what came later is blank."""
+    rows = np.frombuffer(data, ROWS[schema])
+    return rows if schema == SCHEMA else _copied(rows, blank(len(rows)))
+
+
+def without_news(rows: Rows, schema: int) -> Rows:
+    """Rows of `ROW` as a reader of that schema's bytes would have them."""
+    return rows if schema == SCHEMA else _copied(as_written(rows, schema), blank(len(rows)))
+
+
+def _copied(rows: Rows, to: Rows) -> Rows:
+    for name in set(rows.dtype.names or ()) & set(to.dtype.names or ()):
+        to[name] = rows[name]
+    return to

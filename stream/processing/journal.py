@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from stream.errors import NewerSchema
 from stream.processing import sections
 from stream.processing.churn import Wave
-from stream.processing.customer import ROW, SCHEMA, Rows
+from stream.processing.customer import OLDEST_SCHEMA, SCHEMA, Rows, as_read, as_written
 
-VERSION = 1
+NEWS_OF_STATE = {"schema": 2, "history_until_ms": 2}
+"""Fields of the state with the schema that brought them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class TaskState:
 
     `offsets` is the next offset of each input topic, `highs` the highest event time seen of each, `alerted` the
     alerts of each kind on `day` of stream time; `live` says that events came close to the wall clock, so that timers
-    may follow it while the shop is silent.
+    may follow it while the shop is silent. `schema` is the one its rows and journal records are written in;
+    `history_until_ms` the latest event time of what was marked as history: alerts up to there are not published.
     """
 
     seq: int = 0
@@ -35,13 +37,33 @@ class TaskState:
     alerted: Mapping[str, int] = field(default_factory=dict)
     live: bool = False
     wave: Wave = field(default_factory=Wave)
+    schema: int = SCHEMA
+    history_until_ms: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"wave": self.wave._asdict()}
+        values = asdict(self) | {"wave": self.wave._asdict()}
+        return {name: value for name, value in values.items() if NEWS_OF_STATE.get(name, 1) <= self.schema}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TaskState":
-        return cls(**{**values, "wave": Wave(**values["wave"])})
+        """The state in a marker or a journal record.
+
+        Raises:
+            NewerSchema: written by a newer release.
+        """
+        check_schema(values.get("schema", 1), "the state of a task")
+        return cls(**{"schema": 1, **values, "wave": Wave(**values["wave"])})
+
+
+def check_schema(schema: int, what: str) -> None:
+    """Raise NewerSchema unless this release reads that schema."""
+    if not OLDEST_SCHEMA <= schema <= SCHEMA:
+        remedy = (
+            "upgrade this worker; until then its tasks go to workers of the newer release"
+            if schema > SCHEMA
+            else "start the release before this one until every row has been written anew"
+        )
+        raise NewerSchema(f"{what} has schema {schema}, this release reads {OLDEST_SCHEMA} to {SCHEMA}; {remedy}")
 
 
 class Published(NamedTuple):
@@ -55,7 +77,8 @@ class Published(NamedTuple):
 class Entry(NamedTuple):
     """A decoded journal record; see `encode` for its sections.
 
-    `who` and `label_who` index `customers` followed by `forgotten`: whose event, whose label.
+    `past` are alerts about history, which are not published. `who` and `label_who` index `customers` followed by
+    `forgotten`: whose event, whose label.
     """
 
     application: str
@@ -73,6 +96,7 @@ class Entry(NamedTuple):
     rows: Rows
     forgotten: Sequence[str]
     alerts: Sequence[Published]
+    past: Sequence[Published]
     who: NDArray[np.uint32]
     uids: NDArray[np.uint64]
     features: NDArray[np.float32]
@@ -89,12 +113,12 @@ class Entry(NamedTuple):
 def encode(entry: Entry) -> bytes:
     """The record's bytes: the same entry always gives the same bytes.
 
-    Sections: `alerts`, `customers`, `rows` (after-images), `forgotten` (tombstones), `events` (whose, uid, feature
-    vector, score), `labels` (whose, features, outcome).
+    Sections: `alerts`, `past`, `customers`, `rows` (after-images), `forgotten` (tombstones), `events` (whose, uid,
+    feature vector, score), `labels` (whose, features, outcome).
     """
     header = {
-        "v": VERSION,
-        "schema": SCHEMA,
+        "v": entry.state.schema,
+        "schema": entry.state.schema,
         "application": entry.application,
         "task": entry.task,
         "prev_seq": entry.prev_seq,
@@ -106,15 +130,16 @@ def encode(entry: Entry) -> bytes:
         "code": entry.code,
         "partitions": entry.partitions,
     }
-    alerts = [{"key": alert.key, "id": alert.id, "value": orjson.Fragment(alert.value)} for alert in entry.alerts]
+    past: dict[str, sections.Section] = {} if entry.state.schema == 1 else {"past": _listed(entry.past)}
     return sections.pack(
         header,
         {
-            "alerts": orjson.dumps(alerts),
+            "alerts": _listed(entry.alerts),
+            **past,
             "wakes": orjson.dumps(list(entry.wakes)),
             "customers": orjson.dumps(list(entry.customers)),
             "forgotten": orjson.dumps(list(entry.forgotten)),
-            "rows": entry.rows.tobytes(),
+            "rows": as_written(entry.rows, entry.state.schema).tobytes(),
             "event_who": entry.who,
             "event_uids": entry.uids,
             "event_features": entry.features,
@@ -133,11 +158,7 @@ def decode(data: bytes) -> Entry:
         NewerSchema: written by a newer release.
     """
     header = sections.unpack_header(data)
-    if header["v"] != VERSION or header["schema"] != SCHEMA:
-        raise NewerSchema(
-            f"journal record of version {header['v']} with rows of schema {header['schema']}; this release reads "
-            f"{VERSION} and {SCHEMA}: upgrade Driftline"
-        )
+    check_schema(header["v"], "a journal record")
 
     def ids(name: str) -> list[str]:
         found: list[str] = orjson.loads(sections.raw(data, header, name))
@@ -156,9 +177,10 @@ def decode(data: bytes) -> Entry:
         header["code"],
         header["partitions"],
         ids("customers"),
-        sections.section(data, header, "rows", ROW),
+        as_read(sections.raw(data, header, "rows"), header["schema"]),
         ids("forgotten"),
         alerts_of(data),
+        _alerts(data, header, "past") if "past" in header["sections"] else [],
         sections.section(data, header, "event_who"),
         sections.section(data, header, "event_uids"),
         sections.section(data, header, "event_features"),
@@ -171,6 +193,13 @@ def decode(data: bytes) -> Entry:
 
 def alerts_of(data: bytes) -> list[Published]:
     """The alerts alone, without decoding the rest."""
-    header = sections.unpack_header(data)
-    listed = orjson.loads(sections.raw(data, header, "alerts"))
+    return _alerts(data, sections.unpack_header(data), "alerts")
+
+
+def _listed(alerts: Sequence[Published]) -> bytes:
+    return orjson.dumps([{"key": alert.key, "id": alert.id, "value": orjson.Fragment(alert.value)} for alert in alerts])
+
+
+def _alerts(data: bytes, header: Mapping[str, Any], section: str) -> list[Published]:
+    listed = orjson.loads(sections.raw(data, header, section))
     return [Published(alert["key"], alert["id"], orjson.dumps(alert["value"])) for alert in listed]

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 import online_models
 from stream.errors import InvalidEvent
-from stream.events import Event, Record, fingerprint, minor_digits
+from stream.events import Event, Forget, Record, fingerprint, minor_digits
 from stream.processing import anomaly, churn, due, segment
 from stream.processing.alerts import Alert, Origin, alert_id, render
 from stream.processing.clock import Decoded, raised
-from stream.processing.customer import DAY_MS, Rows, blank
+from stream.processing.customer import DAY_MS, Rows, blank, without_news
 from stream.processing.features import event_features
 from stream.processing.journal import Entry, Published, TaskState
 from stream.processing.looking import Hold, Looking, Rules
@@ -67,7 +67,7 @@ class TickResult(NamedTuple):
     """What a tick came to; nothing has left the process yet.
 
     `entry` is its journal entry: after-images, tombstones, alerts, features, labels, and the state after it.
-    `counts` are for metrics: events by kind, duplicates, late, clamped. `held` counts alerts held back by
+    `counts` are for metrics: events by kind, duplicates, late, clamped, forgotten. `held` counts alerts held back by
     (kind, reason).
     """
 
@@ -100,7 +100,7 @@ CODE = code_hash()
 
 def touched(decoded: Sequence[Decoded], wakes: Sequence[str]) -> list[str]:
     """The customers whose rows a tick needs, in the order in which it meets them."""
-    seen = dict.fromkeys(one.outcome.customer for one in decoded if isinstance(one.outcome, Event))
+    seen = dict.fromkeys(one.outcome.customer for one in decoded if not isinstance(one.outcome, InvalidEvent))
     seen.update(dict.fromkeys(wakes))
     return list(seen)
 
@@ -121,7 +121,10 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     before = after.copy()
     counts: Counter[str] = Counter()
     held: Counter[tuple[str, str]] = Counter()
-    dead, accepted = _take_in(tick, customers, after, rules, counts)
+    dead, accepted, erased = _take_in(tick, customers, after, rules, counts)
+    ended_here = int((known & erased).sum())
+    known = known & ~erased
+    before[erased] = blank(1)[0]
     scored = _score(tick.version, accepted)
     anonymous = np.array([customer.startswith("anon:") for customer in customers], np.bool_)
     alive = np.flatnonzero(after["events"] > 0)
@@ -149,7 +152,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
 
     labels = churn.mature(looking)
     met = int((~looking.known).sum())
-    customers_after = tick.state.customers + met
+    customers_after = tick.state.customers + met - ended_here
     alerts = anomaly.decide(looking, scored, hold)
     alerts += segment.decide(looking, hold)
     risks, wave = churn.decide(looking, tick.state.wave, customers_after, hold)
@@ -162,7 +165,17 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     seq = tick.state.seq + 1
     day = tick.stream_time_ms // DAY_MS
     alerted = dict(tick.state.alerted) if tick.state.day == day else {}
+    schema = max(tick.state.schema, settings.journal.schema_version or tick.state.schema)
+    history_until_ms = tick.state.history_until_ms
+    if schema > 1:
+        history_until_ms = max([history_until_ms, *(one.event.time_ms for one in accepted if one.event.history)])
+    past: list[Alert] = []
+    if tick.stream_time_ms <= history_until_ms:
+        past, alerts = alerts, []
+        for alert in past:
+            hold(alert.kind, "history")
     kept = _capped(alerts, alerted, settings.alerts.max_per_day, hold)
+    _note(looking, kept, tick.stream_time_ms)
     state = replace(
         tick.state,
         seq=seq,
@@ -174,9 +187,11 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         alerted=alerted,
         live=tick.live,
         wave=wave,
+        schema=schema,
+        history_until_ms=history_until_ms,
     )
     config = settings.config_hash
-    wakes = frozenset(tick.wakes)
+    ended = {*tick.wakes, *(one.outcome.customer for one in tick.decoded if isinstance(one.outcome, Forget))}
     origin = Origin(settings.application.name, state.incarnation, tick.task, seq, config, CODE, tick.version.number)
     entry = Entry(
         settings.application.name,
@@ -191,11 +206,12 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         CODE,
         tick.partitions,
         [looking.customers[i] for i in stays.tolist()],
-        looking.rows[stays],
+        without_news(looking.rows[stays], schema),
         [looking.customers[i] for i in np.flatnonzero(gone).tolist()]
         # A due time without a row is taken out of the store's index like a row that has ended.
-        + [name for name, events in zip(customers, after["events"], strict=True) if name in wakes and events == 0],
+        + [name for name, events in zip(customers, after["events"], strict=True) if name in ended and events == 0],
         [Published(alert.customer, alert_id(origin, alert), render(origin, alert)) for alert in kept],
+        [Published(alert.customer, alert_id(origin, alert), render(origin, alert)) for alert in past],
         listed[scored.who].astype(np.uint32),
         np.array([_uid(event, cause) for event, cause in zip(scored.events, scored.causes, strict=True)], np.uint64),
         scored.features.astype(np.float32),
@@ -217,9 +233,13 @@ class _Accepted(NamedTuple):
 
 def _take_in(
     tick: TickInput, customers: Sequence[str], after: Rows, rules: Rules, counts: Counter[str]
-) -> tuple[list[DeadLetter], list[_Accepted]]:
-    """Count every event in its customer's row, each scored against the row as it was before."""
+) -> tuple[list[DeadLetter], list[_Accepted], NDArray[np.bool_]]:
+    """Count every event in its customer's row, each scored against the row as it was before.
+
+    The mask says which customers were forgotten on the way; what followed made new ones of them.
+    """
     index = {customer: i for i, customer in enumerate(customers)}
+    erased = np.zeros(len(customers), np.bool_)
     dead: list[DeadLetter] = []
     accepted: list[_Accepted] = []
     partitioner = rules.settings.kafka.partitioner
@@ -240,6 +260,13 @@ def _take_in(
                 )
             )
             continue
+        if isinstance(outcome, Forget):
+            if row["events"] > 0:
+                accepted = [one for one in accepted if one.who != who]
+                counts["forgotten"] += 1
+                erased[who] = True
+                after[who] = blank(1)[0]
+            continue
         if is_duplicate(row, outcome):
             counts["duplicate"] += 1
             continue
@@ -250,7 +277,7 @@ def _take_in(
         counts["clamped"] += outcome.clamped
         counts[outcome.kind.name.lower()] += 1
         accepted.append(_Accepted(outcome, who, features, f"{record.topic}-{record.partition}-{record.offset}"))
-    return dead, accepted
+    return dead, accepted, erased
 
 
 def _score(version: Version, accepted: Sequence[_Accepted]) -> anomaly.Scored:
@@ -278,6 +305,16 @@ def _causes(count: int, accepted: Sequence[_Accepted], stream_time_ms: int) -> t
         causes[one.who] = one.cause
         evidence[one.who] = (one.event.message_id,) if one.event.message_id else ()
     return causes, evidence
+
+
+def _note(looking: Looking, kept: Sequence[Alert], stream_time_ms: int) -> None:
+    """Remember in the rows that the CRM was told."""
+    place = {customer: i for i, customer in enumerate(looking.customers)}
+    for alert in kept:
+        i = place.get(alert.customer)
+        if i is not None:  # a wave is about a task, not about a customer
+            looking.rows["alerts"][i] += 1
+            looking.rows["alerted_at"][i] = stream_time_ms
 
 
 def _capped(alerts: list[Alert], alerted: dict[str, int], limit: int, hold: Hold) -> list[Alert]:

@@ -12,7 +12,7 @@ from stream.chunks import CHUNK_BYTES, Chunks, chunked
 from stream.errors import NewerSchema
 from stream.processing import sections
 from stream.processing.churn import Wave
-from stream.processing.customer import blank
+from stream.processing.customer import SCHEMA, blank
 from stream.processing.journal import Entry, Published, TaskState, alerts_of, decode, encode
 
 CHUNK = "driftline-chunk"
@@ -40,6 +40,7 @@ def entry(customers: Sequence[str] = ("c-1", "c-2"), raised: int = 2, **fields: 
         "alerts": [
             Published(f"c-{i}", f"id{i}", b'{"id":"id%d","rate":0.1,"text":"\xc3\xbc"}' % i) for i in range(raised)
         ],
+        "past": [Published("c-9", "id9", b'{"id":"id9"}')],
         "who": np.array([0, 1], np.uint32),
         "uids": np.array([2**63, 1], np.uint64),
         "features": np.array([[0.5, np.nan], [1, 2]], np.float32),
@@ -109,13 +110,10 @@ def test_alerts_are_read_without_the_rest() -> None:
     assert alerts_of(data[:end]) == entry(raised=3).alerts
 
 
-@pytest.mark.parametrize("newer", [{"v": 2}, {"schema": 2}])
-def test_a_record_of_a_newer_release_is_refused_with_its_version(newer: dict[str, int]) -> None:
-    data = encode(entry())
-    header = {**sections.unpack_header(data), **newer}
-    with pytest.raises(NewerSchema, match="upgrade Driftline") as caught:
+def test_a_record_of_a_newer_release_is_refused_with_its_version() -> None:
+    header = {**sections.unpack_header(encode(entry())), "v": SCHEMA + 1}
+    with pytest.raises(NewerSchema, match=f"schema {SCHEMA + 1}, this release reads 1 to {SCHEMA}; upgrade"):
         decode(sections.pack(header, {}))
-    assert f"version {header['v']} with rows of schema {header['schema']}" in str(caught.value)
 
 
 def test_the_state_of_a_task_survives_json() -> None:

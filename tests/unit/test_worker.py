@@ -9,7 +9,7 @@ from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, M
 from stream.errors import BrokerUnavailable
 from stream.events import Record
 from stream.metrics import Metrics
-from stream.ports import Outgoing
+from stream.ports import Clock, Outgoing
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
 from stream.versions import Versions
@@ -58,7 +58,7 @@ class Site:
             self.models,
             self.store,
         )
-        self.worker = Worker(settings, ports, self.trainer(), Metrics(), lambda: self.wall_ms)
+        self.worker = Worker(settings, ports, self.trainer(), Metrics(), Clock(lambda: self.wall_ms))
         return self.worker
 
     def send(
