@@ -137,7 +137,7 @@ def transactions(open_ones: Sequence[OpenTransaction], settings: Settings) -> It
             continue
         fine = False
         age = "for a time that cannot be told" if one.age_s is None else f"for {lasting(one.age_s)}"
-        who = f"transactional id {one.name!r}" if one.name else "a producer whose coordinator does not know it"
+        who = f"transactional id {one.name!r}" if one.name else "a producer that no coordinator names"
         number = "" if one.producer is None else f" (producer id {one.producer})"
         yield wrong(
             f"a transaction of {who}{number} holds {where} open {age}: readers wait at its beginning",

@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
 
 class OpenTransaction(NamedTuple):
-    """A transaction that holds readers up; `name` is the transactional id, None = the coordinator does not know it.
+    """A transaction that holds readers up; `name` is the transactional id, None = no coordinator tells it.
 
     `age_s` None = it cannot be told; `timeout_s` is after how long its coordinator aborts it.
     """

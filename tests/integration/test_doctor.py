@@ -21,8 +21,10 @@ from kafka.admin import (
 )
 from kafka.structs import OffsetAndMetadata
 
+from stream.backends.kafka import KafkaQuestions
 from stream.diagnosis import OK, WARNING, WRONG
-from tests.integration.test_worker import PARTITIONS, Site
+from tests.integration import oracle
+from tests.integration.test_worker import PARTITIONS, ROOT, Site
 from tests.servers import KafkaServer, RedisServer
 
 pytestmark = pytest.mark.servers
@@ -200,24 +202,70 @@ def test_a_user_who_lacks_commands_and_keys_is_told_which(site):
             client.execute_command("ACL", "DELUSER", "bob", "eve")
 
 
+def test_the_redis_user_of_the_runbook_may_do_what_a_worker_and_doctor_do_and_no_more(site):
+    page = (ROOT / "docs" / "runbook.md").read_text("utf-8")
+    (rule,) = [line for line in page.splitlines() if line.startswith("ACL SETUSER driftline")]
+    with site.redis() as client:
+        client.execute_command(*rule.replace("my-shop", site.name).split())
+    try:
+        site.set(REDIS__URL=site.redis_url.replace("redis://", "redis://driftline:PASSWORD@"))
+        site.feed()
+        worker = site.worker()
+        worker.wait_for(lambda: worker.said("ready"), "ready")
+        site.wait_for_the_end(worker)
+        assert worker.stop() == 0, worker.errors
+        report = Report(site)
+        with redis.Redis.from_url(site.settings.redis.url.get_secret_value()) as client:
+            for command in (("GET", "foreign"), ("SET", f"{{{site.name}x:p0}}:m", "1"), ("FLUSHALL",)):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command)
+    finally:
+        with site.redis() as client:
+            client.execute_command("ACL", "DELUSER", "driftline")
+    assert report.all(WRONG) == []
+    assert "user 'driftline' may do what a worker does" in report.of("redis rights", OK)
+    assert "noeviction" in report.of("redis memory", OK)
+    site.set(REDIS__URL=site.redis_url)
+    oracle.check(site.settings, site.shop)
+
+
+GUARDED = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
+
+
+def allow(site: Site, kind: ResourceType, name: str, operation: ACLOperation, user: str = "User:ANONYMOUS") -> None:
+    """A rule for a topic or a transactional id, which denies all that no rule for it names."""
+    with admin(site) as client:
+        client.create_acls([ACL(user, "*", operation, ACLPermissionType.ALLOW, ResourcePattern(kind, name))])
+
+
 def test_a_kafka_user_who_lacks_permissions_is_told_which(redis_url, tmp_path):
-    guard = {
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "allow.everyone.if.no.acl.found": "true",
-    }
-    with KafkaServer(guard) as server:
+    with KafkaServer(GUARDED) as server:
         site = Site(server.bootstrap_servers, redis_url, tmp_path)
         site.asking.close()
         journal, models = site.settings.topic("journal"), site.settings.topic("models")
-        with admin(site) as client:
-            for topic, operation in ((journal, ACLOperation.READ), (models, ACLOperation.CREATE)):
-                # Any rule for a topic denies what no rule names.
-                pattern = ResourcePattern(ResourceType.TOPIC, topic)
-                client.create_acls([ACL("User:ANONYMOUS", "*", operation, ACLPermissionType.ALLOW, pattern)])
+        allow(site, ResourceType.TOPIC, journal, ACLOperation.READ)
+        allow(site, ResourceType.TOPIC, models, ACLOperation.CREATE)
         found = Report(site).of("permissions", WRONG)
+
+        producer = KafkaProducer(bootstrap_servers=site.bootstrap, transactional_id="hidden")
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(site.settings.topics.clickstream, b"{}", partition=0).get(10)
+        allow(site, ResourceType.TRANSACTIONAL_ID, "hidden", ACLOperation.WRITE, "User:somebody")
+        place = (site.settings.topics.clickstream, 0)
+        kafka = KafkaQuestions(site.settings)
+        (one,) = kafka.open_transactions(kafka.extents([place]), round(time.time() * 1000))
+        kafka.close()
+        producer.close(timeout=0)
     assert f"this user lacks WRITE on topic {journal}" in found
     assert f"this user lacks DESCRIBE, READ, WRITE on topic {models}" in found
     assert site.settings.topics.clickstream not in found
+    assert (one.places, one.name, one.producer is None) == ((place,), None, False)
+    assert one.age_s is not None
+    assert 0 <= one.age_s < 30
 
 
 def test_missing_topics_are_named_with_the_command_that_creates_them(site):
