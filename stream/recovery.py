@@ -62,46 +62,9 @@ class Recovery:
         # round, ticks of another owner that end between the two look as if Kafka had lost them.
         self._marker, _ = self.store.load(self.task, ())
         self._committed = self.inputs.committed(self.task)
-        committed, marker = self._committed, self._marker
-        if marker is not None and marker.partitions != self.partitions:
-            raise Misconfigured(
-                f"task {self.task} was stored with {marker.partitions} partitions, the input topics have "
-                f"{self.partitions}; customers would move away from their rows. Restore the partition count, or give "
-                "the application a new name and feed it its history"
-            )
-        if committed is not None and committed.seq == UNSTAMPED:
-            known = f"back to {dict(marker.state.offsets)}" if marker else "back, or delete them"
-            raise StoreAhead(
-                f"task {self.task}: the committed offsets {dict(committed.offsets)} carry no tick: somebody reset the "
-                f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
-            )
-        if committed is None:
-            return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
-        seq = marker.state.seq if marker else 0
-        if marker is not None and (
-            seq > committed.seq
-            or marker.state.incarnation > committed.incarnation
-            or (seq == committed.seq and marker.state.incarnation != committed.incarnation)
-        ):
-            raise StoreAhead(
-                f"task {self.task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
-                f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
-                "or somebody reset the offsets; restore them, or empty this application's Redis keys, and "
-                "start under a new application.name"
-            )
-        if seq < committed.seq:
-            self._position = marker.journal_offset + 1 if marker else 0
-            return None
-        return self._agreed(marker.state if marker else TaskState())
-
-    def _agreed(self, state: TaskState) -> TaskState:
-        """Check that the committed offsets are those of the tick they are stamped with."""
-        committed = self._committed
-        if committed is not None and dict(committed.offsets) != dict(state.offsets):
-            raise StoreAhead(
-                f"task {self.task}: tick {state.seq} ended at offsets {dict(state.offsets)}, the group is committed at "
-                f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
-            )
+        state = compared(self.task, self.partitions, self._committed, self._marker)
+        if state is None:
+            self._position = self._marker.journal_offset + 1 if self._marker else 0
         return state
 
     def _replay(self) -> TaskState | None:
@@ -135,7 +98,7 @@ class Recovery:
                 continue
             self._apply(entry, record.offset)
             if entry.seq == committed.seq:
-                return self._begin(self._agreed(entry.state))
+                return self._begin(_agreed(self.task, committed, entry.state))
         return None
 
     def _apply(self, entry: Entry, offset: int) -> None:
@@ -180,3 +143,51 @@ class Recovery:
     def _begin(self, state: TaskState) -> TaskState:
         offsets = self.inputs.start(self.task, dict(state.offsets) or None)
         return replace(state, offsets=dict(offsets))
+
+
+def compared(task: int, partitions: int, committed: Committed | None, marker: Marker | None) -> TaskState | None:
+    """The state that a task goes on from, None where the store is behind and the journal is to be replayed.
+
+    Raises:
+        StoreAhead: the offsets are not those that the store came from.
+        Misconfigured: the store was filled under another partition count.
+    """
+    if marker is not None and marker.partitions != partitions:
+        raise Misconfigured(
+            f"task {task} was stored with {marker.partitions} partitions, the input topics have "
+            f"{partitions}; customers would move away from their rows. Restore the partition count, or give "
+            "the application a new name and feed it its history"
+        )
+    if committed is not None and committed.seq == UNSTAMPED:
+        known = f"back to {dict(marker.state.offsets)}" if marker else "back, or delete them"
+        raise StoreAhead(
+            f"task {task}: the committed offsets {dict(committed.offsets)} carry no tick: somebody reset the "
+            f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
+        )
+    if committed is None:
+        return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
+    seq = marker.state.seq if marker else 0
+    if marker is not None and (
+        seq > committed.seq
+        or marker.state.incarnation > committed.incarnation
+        or (seq == committed.seq and marker.state.incarnation != committed.incarnation)
+    ):
+        raise StoreAhead(
+            f"task {task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
+            f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
+            "or somebody reset the offsets; restore them, or empty this application's Redis keys, and "
+            "start under a new application.name"
+        )
+    if seq < committed.seq:
+        return None
+    return _agreed(task, committed, marker.state if marker else TaskState())
+
+
+def _agreed(task: int, committed: Committed, state: TaskState) -> TaskState:
+    """Check that the committed offsets are those of the tick they are stamped with."""
+    if dict(committed.offsets) != dict(state.offsets):
+        raise StoreAhead(
+            f"task {task}: tick {state.seq} ended at offsets {dict(state.offsets)}, the group is committed at "
+            f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
+        )
+    return state
