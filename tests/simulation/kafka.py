@@ -39,9 +39,10 @@ class Transaction:
 
 
 class Log:
-    """One partition. A control record takes an offset, as in Kafka, so offsets have gaps."""
+    """One partition, kept from `first` on. A control record takes an offset, as in Kafka, so offsets have gaps."""
 
     def __init__(self) -> None:
+        self.first = 0
         self._entries: list[tuple[Record | None, Transaction | None]] = []
         self._open: dict[Transaction, int] = {}
         self._aborted: set[Transaction] = set()
@@ -68,16 +69,13 @@ class Log:
     def read(self, start: int, limit: int) -> tuple[list[Record], int]:
         """Committed records from an offset on, and where to read on."""
         found: list[Record] = []
-        place, end = start, self.stable_end
+        place, end = max(start, self.first), self.stable_end
         while place < end and len(found) < limit:
             record, transaction = self._entries[place]
             if record is not None and transaction not in self._aborted:
                 found.append(record)
             place += 1
         return found, place
-
-    def first(self) -> int:
-        return 0
 
 
 @dataclass
@@ -325,7 +323,8 @@ class Group:
 class SimInputs:
     """`Inputs` as `KafkaInputs` keeps them: the token is taken with the records, in one critical section."""
 
-    def __init__(self, broker: Broker, group: Group, instance: str, actor: Actor) -> None:
+    def __init__(self, broker: Broker, group: Group, instance: str, actor: Actor, start_at: str = "earliest") -> None:
+        self._start_at = start_at
         self._broker, self._group, self._instance, self._actor = broker, group, instance, actor
         self.topics = broker.inputs
         self._member: Member | None = None
@@ -389,7 +388,11 @@ class SimInputs:
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
         self._actor.pause("start")
         self._broker.check()
-        offsets = offsets or dict.fromkeys(self.topics, 0)
+        if offsets is None:
+            logs = {topic: self._broker.topic(topic)[task] for topic in self.topics}
+            offsets = {
+                topic: log.first if self._start_at == "earliest" else log.stable_end for topic, log in logs.items()
+            }
         for topic, offset in offsets.items():
             self._positions[topic, task] = offset
         return offsets
@@ -502,14 +505,14 @@ class SimOutputs:
 
 
 class SimTopic:
-    """`Topic`: what follows on may be answered with nothing although there is more, unless `catch_up` was called."""
+    """`Topic`: beyond the end as it was when reading began there, the answer may be nothing although there is more."""
 
     def __init__(
         self, broker: Broker, name: str, actor: Actor, owners: Group | None = None, instance: str = ""
     ) -> None:
         self._broker, self._name, self._actor, self._owners, self._instance = broker, name, actor, owners, instance
-        self._sure: set[int] = set()
         self._at: dict[int, int] = {}
+        self._sure_until: dict[int, int] = {}
         self._member: Member | None = None
         self._held = False
         self._asked = -OWNED_EVERY_S
@@ -520,9 +523,9 @@ class SimTopic:
     def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
         self._actor.pause(f"read {self._name}")
         self._broker.check()
-        sure = partition in self._sure or self._at.get(partition) != start
-        self._sure.discard(partition)
-        if not sure and self._broker.draw.random() < 0.2:
+        if self._at.get(partition) != start:
+            self._sure_until[partition] = self.end(partition)
+        if start >= self._sure_until[partition] and self._broker.draw.random() < 0.2:
             return []
         records, _ = self._broker.topic(self._name)[partition].read(start, limit)
         self._at[partition] = records[-1].offset + 1 if records else start
@@ -532,7 +535,7 @@ class SimTopic:
         return self._broker.topic(self._name)[partition].stable_end
 
     def catch_up(self, partition: int) -> None:
-        self._sure.add(partition)
+        self._at.pop(partition, None)
 
     def owned(self) -> bool:
         """A hint, asked for now and then: two may believe it for a moment."""
