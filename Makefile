@@ -11,10 +11,21 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
-.PHONY: demo test check bench lock clean help
+SPEED ?= 86400
+
+.PHONY: demo up down status test check bench lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
+
+up: $(READY)  ## the whole stack on this machine, without Docker; SPEED=3600 replays the shop at an hour a second
+	$(RUN) deploy.local up --speed $(SPEED)
+
+status: $(READY)  ## what is up, and how it is
+	@$(RUN) deploy.local status
+
+down: $(READY)  ## end it and remove what it wrote
+	@$(RUN) deploy.local down
 
 test: check  ## check, then everything on a real Kafka and a real Redis
 	$(RUN) pytest -W ignore::ResourceWarning tests/integration  # the client leaves a socket open where a broker refuses it

@@ -1,6 +1,7 @@
 """Servers for the tests that ask for one: started once per session, and named at the end of the run."""
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,24 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def prometheus_or_none(pytestconfig: pytest.Config) -> str | None:
+    """The program `prometheus` on PATH. Its absence is said at the end of the run, and fails nothing."""
+    program = shutil.which("prometheus")
+    if program is None:
+        missing = ServerUnavailable("no prometheus on PATH", "Debian: apt-get install prometheus")
+        pytestconfig.stash.setdefault(UNAVAILABLE, []).append(("Prometheus", missing))
+    return program
+
+
+@pytest.fixture(scope="session")
+def prometheus(prometheus_or_none: str | None) -> str:
+    """The same for tests that can do nothing without it."""
+    if prometheus_or_none is None:
+        pytest.skip("no prometheus on PATH")
+    return prometheus_or_none
 
 
 def _start(server: Server, config: pytest.Config) -> None:
