@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream.chunks import chunked
-from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost
+from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost, TransactionOpen
 from stream.events import EventRules, Record
 from stream.metrics import Metrics
 from stream.ports import Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
@@ -109,7 +109,7 @@ class Worker:
         self._unfenced = False
         self._busy = False
         self._quality = Quality(settings)
-        self._report = Reporter(metrics, wall_ms)
+        self._report = Reporter(metrics, wall_ms, settings.log.customers)
         self.stopping = False
         self.turned_at = time.monotonic()
 
@@ -131,7 +131,8 @@ class Worker:
     def turn(self) -> bool:
         """One turn of the loop; returns whether anything was committed, recovered or learned."""
         self._busy = self._turn()
-        self._report.holding({number: Held(task.recovery is None, task.state) for number, task in self._tasks.items()})
+        held = {number: Held(task.recovery is None, task.state) for number, task in self._tasks.items()}
+        self._report.holding(held, self._ports.inputs.ends)
         return self._busy
 
     def _turn(self) -> bool:
@@ -222,8 +223,8 @@ class Worker:
             assert task.recovery is not None
             try:
                 state = task.recovery.step()
-            except TaskLost as error:
-                self._lose([task], "store", error)
+            except (TaskLost, TransactionOpen) as error:
+                self._lose([task], _why(error), error)
                 continue
             if state is None:
                 continue
@@ -424,4 +425,6 @@ def _why(error: Exception) -> str:
     """The reason under which an error is counted, one of `metrics.LOST`."""
     if isinstance(error, BrokerUnavailable):
         return "broker_unavailable"
+    if isinstance(error, TransactionOpen):
+        return "open_transaction"
     return "store_unavailable" if isinstance(error, Retriable) else "store"

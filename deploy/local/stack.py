@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from deploy.local.part import ROOT, Failed, Part
@@ -221,10 +221,8 @@ def _get_fault(url: str) -> str | None:
     try:
         with urlopen(url, timeout=ANSWER_TIMEOUT_S):
             return None
-    except URLError as error:
-        with suppress(AttributeError):
-            return str(error.read().decode().strip())  # an HTTP error says what is not well
-        return "does not answer"
+    except HTTPError as error:
+        return error.read().decode().strip()
     except OSError:
         return "does not answer"
 

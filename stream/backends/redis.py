@@ -16,6 +16,7 @@ import orjson
 import redis
 from redis import exceptions
 
+from stream.aliases import called
 from stream.errors import DriftlineError, Misconfigured, NewerSchema, StoreUnavailable, TaskLost
 from stream.ports import Marker
 from stream.processing.customer import SCHEMA, Rows
@@ -64,6 +65,7 @@ class RedisStore:
     def __init__(self, settings: Settings) -> None:
         self._application = settings.application.name
         self._url = settings.shown_redis_url
+        self._naming = settings.log.customers
         timeout_s = settings.redis.timeout_s
         try:
             # The library types every answer as a union of all it could be; ours are bytes.
@@ -167,9 +169,8 @@ class RedisStore:
         schema = int.from_bytes(data[:2], "little")
         if schema != SCHEMA:
             remedy = "upgrade Driftline" if schema > SCHEMA else "empty this application's keys and restart"
-            raise NewerSchema(
-                f"the row of customer {customer!r} has schema {schema}, this release reads {SCHEMA}; {remedy}"
-            )
+            name = called(customer, self._naming) or "(not named)"
+            raise NewerSchema(f"the row of customer {name} has schema {schema}, this release reads {SCHEMA}; {remedy}")
         return data[2:]
 
     @contextmanager

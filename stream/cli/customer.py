@@ -5,6 +5,7 @@ import sys
 
 import orjson
 
+from stream.aliases import alias
 from stream.backends.kafka import KafkaTopic
 from stream.backends.redis import RedisStore
 from stream.errors import DriftlineError
@@ -23,14 +24,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, settings: Settings) -> int:
     """Print the customer; exit 1 if there is none of that id."""
     store = RedisStore(settings)
+    logged = alias(arguments.id)
     try:
-        found = [row for task in store.tasks() for row in store.load(task, [arguments.id])[1].values()]
+        found = [(row, task) for task in store.tasks() for row in store.load(task, [arguments.id])[1].values()]
     finally:
         store.close()
     if not found:
-        print(f"driftline: no customer {arguments.id!r} in application {settings.application.name!r}", file=sys.stderr)
+        print(
+            f"driftline: no customer {arguments.id!r} in application {settings.application.name!r}; "
+            f"hashed, logs would call it {logged}",
+            file=sys.stderr,
+        )
         return 1
-    known = profile(arguments.id, found[0], _version(settings), settings)
+    row, task = found[0]
+    known = profile(arguments.id, row, _version(settings), settings) | {"task": task, "log_alias": logged}
     if arguments.json:
         print(orjson.dumps(known).decode())
     else:

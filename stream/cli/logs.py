@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 import orjson
 
@@ -11,11 +12,13 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """`time, level, logger, message` and whatever the call passed as `extra`."""
+    """`time` (UTC), `level, logger, message` and whatever the call passed as `extra`."""
+
+    converter = staticmethod(time.gmtime)  # logs of several machines are read side by side
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

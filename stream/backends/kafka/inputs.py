@@ -1,5 +1,6 @@
 """The input topics as one member of the consumer group."""
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
-from stream.errors import Misconfigured
+from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
 from stream.events import Record
 from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
@@ -29,6 +30,18 @@ class Proof(NamedTuple):
 
     epoch: int
     metadata: Any
+
+
+class _OpenTransactions(logging.Filter):
+    """Notes, and mutes, what the client calls an unknown error ten times a second and does not let its caller see."""
+
+    seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        found = any(isinstance(one, kafka_errors.UnstableOffsetCommitError) for one in arguments)
+        self.seen = self.seen or found
+        return not found
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
@@ -65,6 +78,8 @@ class KafkaInputs:
         self._idle_since = time.monotonic()
         kafka = settings.kafka
         self._group = settings.application.name
+        self._open = _OpenTransactions()
+        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
@@ -113,9 +128,18 @@ class KafkaInputs:
         coordinator = self._consumer._coordinator
         coordinator._offset_fetch_futures.clear()
         places = [TopicPartition(topic, task) for topic in self.topics]
-        with mapping(f"reading the committed offsets of task {task}"):
-            # In one request: between two another owner may commit.
-            answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        self._open.seen = False
+        try:
+            with mapping(f"reading the committed offsets of task {task}"):
+                # In one request: between two another owner may commit.
+                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        except BrokerUnavailable as error:
+            if not self._open.seen:
+                raise
+            raise TransactionOpen(
+                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
+                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+            ) from error
         found = {place.topic: answer.get(place) for place in places}
         offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
         if not offsets:
@@ -158,7 +182,18 @@ class KafkaInputs:
                     ended.add(topic)
         return frozenset(ended)
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        ends = {}
+        for topic in self.topics:
+            partition = TopicPartition(topic, task)
+            with suppress(KeyError, kafka_errors.IllegalStateError):
+                end = self._consumer.highwater(partition)
+                if partition in self._sought and end is not None:
+                    ends[topic] = int(end)
+        return ends
+
     def close(self) -> None:
+        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
         with mapping("leaving the consumer group"):
             self._consumer.close(autocommit=False)
 
