@@ -6,7 +6,7 @@ Counters and histograms are added up per tick, not per event.
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stream.events import REASONS, Kind
-from stream.processing.alerts import KINDS
+from stream.processing.alerts import CHURN_RISK, KINDS
 
 PHASES = ("poll", "load", "process", "commit", "apply", "train")
 BUILD = ("version", "code", "config", "worker")
@@ -112,3 +112,6 @@ class Metrics:
         ):
             for label in labels:
                 metric.labels(label)
+        for kind in KINDS:
+            self.held.labels(kind, "daily_cap")
+        self.held.labels(CHURN_RISK, "wave")

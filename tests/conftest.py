@@ -49,19 +49,27 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture(scope="session")
 def prometheus_or_none(pytestconfig: pytest.Config) -> str | None:
     """The program `prometheus` on PATH. Its absence is said at the end of the run, and fails nothing."""
-    program = shutil.which("prometheus")
-    if program is None:
-        missing = ServerUnavailable("no prometheus on PATH", "Debian: apt-get install prometheus")
-        pytestconfig.stash.setdefault(UNAVAILABLE, []).append(("Prometheus", missing))
-    return program
+    return _program("prometheus", pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def prometheus(prometheus_or_none: str | None) -> str:
-    """The same for tests that can do nothing without it."""
-    if prometheus_or_none is None:
-        pytest.skip("no prometheus on PATH")
-    return prometheus_or_none
+    """The same, for tests that can do nothing without it."""
+    return prometheus_or_none or pytest.skip("no prometheus on PATH")
+
+
+@pytest.fixture(scope="session")
+def promtool(pytestconfig: pytest.Config) -> str:
+    """The program `promtool`, in the same way."""
+    return _program("promtool", pytestconfig) or pytest.skip("no promtool on PATH")
+
+
+def _program(name: str, config: pytest.Config) -> str | None:
+    found = shutil.which(name)
+    if found is None:
+        missing = ServerUnavailable(f"no {name} on PATH", "Debian: apt-get install prometheus.")
+        config.stash.setdefault(UNAVAILABLE, []).append((name, missing))
+    return found
 
 
 def _start(server: Server, config: pytest.Config) -> None:
