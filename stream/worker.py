@@ -108,6 +108,7 @@ class Worker:
         self._retry_at = self._train_at = 0.0
         self._unfenced = False
         self._busy = False
+        self._fault = ""
         self._quality = Quality(settings)
         self._report = Reporter(metrics, wall_ms, settings.log.customers)
         self.stopping = False
@@ -116,7 +117,15 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether the worker is a member, and every task of it recovered."""
-        return self._token is not None and all(task.recovery is None for task in self._tasks.values())
+        return self.waiting is None
+
+    @property
+    def waiting(self) -> str | None:
+        """What keeps it from being ready; None when it is."""
+        if self._token is None:
+            return "not a member of the group: starting, or a rebalance goes on"
+        tasks = [task.number for task in list(self._tasks.values()) if task.recovery is not None]
+        return f"recovering tasks {tasks}{self._fault and ': '}{self._fault}" if tasks else None
 
     def run(self) -> None:
         """Turn until `stopping` is set.
@@ -187,6 +196,7 @@ class Worker:
         elif token != before:
             log.info("assigned", extra={"generation": token.generation, "tasks": sorted(token.tasks)})
             self._tasks = {number: self._new_task(number, token) for number in sorted(token.tasks)}
+            self._fault = ""
 
     def _new_task(self, number: int, token: Token) -> Task:
         ports, settings = self._ports, self._settings
@@ -409,6 +419,7 @@ class Worker:
         """Drop what these tasks hold in memory and recover them."""
         log.warning("recovering: %s", error, extra={"tasks": [task.number for task in tasks], "reason": reason})
         self._report.lost(reason, len(tasks))
+        self._fault = str(error)
         if self._token is not None:
             for task in tasks:
                 self._tasks[task.number] = self._new_task(task.number, self._token)

@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG
         signal.signal(number, stop)
     worker = assemble(settings, metrics)
     workers.append(worker)
-    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: _ready(worker))
+    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: worker.waiting)
     log.info("started", extra={"worker": settings.application.instance, "http_port": server.port, **build})
     try:
         worker.run()
@@ -90,7 +90,3 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
 def _live(worker: Worker) -> str | None:
     silent_s = time.monotonic() - worker.turned_at
     return None if silent_s < STALLED_AFTER_S else f"the loop has not turned for {silent_s:.0f} s"
-
-
-def _ready(worker: Worker) -> str | None:
-    return None if worker.ready else "not assigned, or still recovering"
