@@ -11,14 +11,14 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
-SPEED ?= 86400
+SPEED ?= 21600
 
 .PHONY: demo up down status test check bench lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
 
-up: $(READY)  ## the whole stack on this machine, without Docker; SPEED=3600 replays the shop at an hour a second
+up: $(READY)  ## the whole stack on this machine, without Docker; SPEED=86400 replays the shop at a day a second
 	$(RUN) deploy.local up --speed $(SPEED)
 
 status: $(READY)  ## what is up, and how it is

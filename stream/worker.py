@@ -123,7 +123,7 @@ class Worker:
     def waiting(self) -> str | None:
         """What keeps it from being ready; None when it is."""
         if self._token is None:
-            return "not a member of the group: starting, or a rebalance goes on"
+            return "not a member of the group: starting, a rebalance goes on, or Kafka does not answer"
         tasks = [task.number for task in list(self._tasks.values()) if task.recovery is not None]
         return f"recovering tasks {tasks}{self._fault and ': '}{self._fault}" if tasks else None
 
@@ -332,7 +332,10 @@ class Worker:
     def _compare(self, task: Task, marker: Marker | None) -> None:
         seq = marker.state.seq if marker else 0
         if seq != task.state.seq:
-            raise TaskLost(f"the store is at tick {seq} of task {task.number}, this worker at {task.state.seq}")
+            raise TaskLost(
+                f"the store is at tick {seq} of task {task.number}, this worker at {task.state.seq}: it was emptied or "
+                "rolled back, or another worker has the task; the journal brings it level"
+            )
 
     def _released(self, task: Task) -> frozenset[str]:
         """Topics read to their end and silent for `tick.idle_after_s`."""

@@ -50,6 +50,7 @@ RATE = "[$__rate_interval]"
 BUSY = (
     f'1 - (sum by (instance) (rate(driftline_phase_seconds_total{{phase="poll"}}{RATE}))'
     f' - sum by (instance) (rate(driftline_phase_cpu_seconds_total{{phase="poll"}}{RATE})))'
+    f" / sum by (instance) (rate(driftline_phase_seconds_total{RATE}))"
 )
 
 OPERATIONS: dict[str, list[Panel]] = {

@@ -86,7 +86,11 @@ def part(run: Path, name: str) -> Part:
 def fault(part: Part) -> str | None:
     """None while it is well, otherwise what is not."""
     if not part.alive:
-        return "ended: " + (part.last_lines(1) or ["without a word"])[0][-160:]
+        last = (part.last_lines(1) or [""])[0]
+        # A worker's last word is no JSON; a log that breaks off is that of a process that was killed.
+        return (
+            f"ended; its last line: {last[:200]}" if last[:1] not in ("", "{") else "ended without a last word: killed?"
+        )
     if part.paused:
         return "paused (SIGSTOP)"
     if part.name == "kafka":
@@ -101,13 +105,13 @@ def fault(part: Part) -> str | None:
 
 
 def firing(run: Path) -> Iterator[tuple[str, str, str]]:
-    """State, name and page of the runbook of every rule that fires or soon will, by Prometheus."""
+    """State, summary and page of the runbook of every rule that fires or soon will, by Prometheus."""
     address = next((part.address for part in parts(run) if part.name == "prometheus"), None)
     if address is None:
         return
     with suppress(OSError, ValueError):
         for alert in get(f"http://{address}/api/v1/alerts")["data"]["alerts"]:
-            yield alert["state"], alert["labels"]["alertname"], alert["annotations"]["runbook"]
+            yield alert["state"], alert["annotations"]["summary"], alert["annotations"]["runbook"]
 
 
 def delivered(run: Path) -> int:

@@ -39,11 +39,16 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(settings: Log) -> None:
-    """Send our logs, and the client libraries' warnings, to standard error."""
+    """Send our logs, and the client libraries' errors, to standard error.
+
+    A broker that does not answer is one warning of ours at each attempt, and dozens of the client's in the same time:
+    they are shown at DEBUG only.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(settings.level)
+    logging.getLogger("kafka").setLevel(logging.WARNING if settings.level == "DEBUG" else logging.ERROR)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

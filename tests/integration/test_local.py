@@ -82,7 +82,7 @@ def test_the_stack_comes_up_delivers_alerts_shows_what_is_broken_and_goes_withou
     assert "it is up already" in again.stderr
 
     assert local("kill", "worker-1").returncode == 0
-    assert local.states()["worker-1"][2].startswith("ended: ")
+    assert local.states()["worker-1"][2] == "ended without a last word: killed?"
     assert local("pause", "redis").returncode == 0
     assert local.states()["redis"][2] == "paused (SIGSTOP)"
     assert local("resume", "redis").returncode == 0
@@ -102,7 +102,7 @@ def test_an_up_that_fails_says_which_part_did_and_leaves_nothing_behind(tmp_path
     broken.chmod(0o755)
     failed = Local(local.run, f"{broken.parent}:{os.environ['PATH']}")("up", "--speed", str(FAST))
     assert failed.returncode == 1
-    assert "prometheus: ended: the disk is on fire" in failed.stderr
+    assert "prometheus: ended; its last line: the disk is on fire" in failed.stderr
     assert not local.run.exists()
     assert left_over(str(local.run)) == []
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -14,7 +14,7 @@ import pytest
 
 from deploy.local.part import Part
 from stream.metrics import Metrics
-from tests.integration.site import Site, until
+from tests.integration.site import SESSION_S, Site, until
 from tests.servers.server import free_port
 from tests.unit.test_deploy import OF_OTHERS, RULES, queries
 
@@ -84,6 +84,17 @@ def selectors(expression: str) -> Sequence[str]:
     return [match[0] for match in re.finditer(rf"\b(?:driftline_\w+|{names})\b(?:\{{[^}}]*\}})?", expression)]
 
 
+def readyz(site: Site) -> str:
+    """What the worker says to the probe; empty while there is no server."""
+    try:
+        with urlopen(f"http://127.0.0.1:{site.settings.http.port}/readyz", timeout=5) as answer:
+            return answer.read().decode()
+    except HTTPError as error:
+        return error.read().decode()
+    except URLError:
+        return ""
+
+
 def test_every_query_of_rules_and_dashboards_has_data_after_a_run_and_a_rule_fires_where_it_should(site, watching):
     worker = site.command("run")
     until(lambda: watching.total("up") == 1, "the worker scraped")
@@ -116,6 +127,21 @@ def test_every_query_of_rules_and_dashboards_has_data_after_a_run_and_a_rule_fir
     assert {rule["health"] for rule in group["rules"]} == {"ok"}
     worker.kill()
     until(lambda: watching.query('ALERTS{alertname="DriftlineWorkerDown", alertstate="pending"}'), "a worker down")
+
+
+def test_an_idle_worker_notices_that_kafka_does_not_answer_and_says_so(site, kafka_server):
+    site.set(HTTP__PORT=str(free_port()))
+    worker = site.command("run")
+    until(lambda: readyz(site) == "ok\n", lambda: worker.errors)
+    kafka_server.pause()
+    worker.wait_for(lambda: "Kafka has answered no heartbeat" in worker.errors, "a warning", 3 * SESSION_S)
+    assert "Kafka does not answer" in readyz(site)
+    kafka_server.resume()
+    until(lambda: readyz(site) == "ok\n", lambda: worker.errors)
+    assert worker.errors.count("Kafka has answered no heartbeat") == 1
+    site.feed()
+    site.wait_for_the_end(worker)
+    assert worker.stop() == 0
 
 
 def test_a_worker_says_that_it_waits_for_anothers_open_transaction(site):

@@ -18,6 +18,8 @@ from stream.events import Record
 from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
 
+log = logging.getLogger(__name__)
+
 MAX_POLL_RECORDS = 2_000
 MAX_POLL_INTERVAL_MS = 60_000
 COMMITTED_TIMEOUT_MS = 5_000
@@ -78,6 +80,7 @@ class KafkaInputs:
         self._idle_since = time.monotonic()
         kafka = settings.kafka
         self._group = settings.application.name
+        self._unanswered = False
         self._open = _OpenTransactions()
         logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
         with mapping("joining the consumer group"):
@@ -115,6 +118,7 @@ class KafkaInputs:
         if self._epoch != epoch:
             return Polled((), token)  # of the assignment before: they are read again after recovery
         self._watch_for_lockup(token)
+        self._watch_for_silence()
         records = [
             Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one))
             for batch in batches.values()
@@ -226,6 +230,8 @@ class KafkaInputs:
         metadata = self._consumer.group_metadata()
         if not stable or epoch != self._epoch or metadata.generation_id < 0 or not metadata.member_id:
             return None
+        if self._silent_s() > self._settings.kafka.session_timeout_s:
+            return None  # the client goes on calling itself a member; the group has given it up by now, or is frozen
         tasks = frozenset(partition.partition for partition in assigned)
         if len(assigned) != len(tasks) * len(self.topics):
             raise Misconfigured(
@@ -244,6 +250,22 @@ class KafkaInputs:
                 elif not wanted and partition in paused:
                     self._consumer.resume(partition)
         unpark(self._consumer)
+
+    def _silent_s(self) -> float:
+        """How long the group has answered no heartbeat."""
+        heartbeat = self._consumer._coordinator.heartbeat
+        return time.monotonic() - float(max(heartbeat.last_receive, heartbeat.last_reset))
+
+    def _watch_for_silence(self) -> None:
+        """Say once that a broker that only keeps silent is the cause: a poll of it looks like a shop without events."""
+        unanswered = self._stable and self._silent_s() > self._settings.kafka.session_timeout_s
+        if unanswered and not self._unanswered:
+            log.warning(
+                "Kafka has answered no heartbeat for %.0f s: no task is worked on until it does; is it running, and is "
+                "kafka.bootstrap_servers right?",
+                self._silent_s(),
+            )
+        self._unanswered = unanswered
 
     def _watch_for_lockup(self, token: Token | None) -> None:
         now = time.monotonic()
