@@ -94,7 +94,11 @@ class Inputs(Protocol):
         ...
 
     def committed(self, task: int) -> Committed | None:
-        """Offsets of the last committed tick; waits for another owner's open transaction."""
+        """Offsets of the last committed tick.
+
+        Raises:
+            TransactionOpen: another owner's transaction was not decided while this waited for it.
+        """
         ...
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -103,6 +107,10 @@ class Inputs(Protocol):
 
     def ended(self, task: int) -> frozenset[str]:
         """The topics of which every record has been delivered."""
+        ...
+
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        """The end of each topic as last heard, asking nobody; topics not heard of since `start` are left out."""
         ...
 
     def close(self) -> None: ...

@@ -204,6 +204,9 @@ class Log(Section):
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is written")
     format: Literal["json", "text"] = Field("json", description="one JSON object a line, or text for a person")
+    customers: Literal["none", "hashed", "plain"] = Field(
+        "hashed", description="how logs and errors name customers; plain also shows what was found in a dead letter"
+    )
 
 
 class Settings(Section):

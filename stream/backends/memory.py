@@ -146,6 +146,10 @@ class MemoryInputs:
             and position >= self._cluster.topic(topic)[task].end
         )
 
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        places = [place for place in self._positions if place[1] == task]
+        return {topic: self._cluster.topic(topic)[task].end for topic, _ in places}
+
     def close(self) -> None:
         del self._cluster.members[self._instance]
         if self._cluster.members:

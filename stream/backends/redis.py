@@ -21,6 +21,7 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from stream.aliases import called
 from stream.diagnosis.facts import RedisFacts, Rights
 from stream.errors import CannotTell, DriftlineError, Misconfigured, StoreUnavailable, TaskLost
 from stream.ports import Marker
@@ -77,6 +78,7 @@ class RedisStore:
     def __init__(self, settings: Settings) -> None:
         self._application = settings.application.name
         self._url = settings.shown_redis_url
+        self._naming = settings.log.customers
         timeout_s = settings.redis.timeout_s
         try:
             # The library types every answer as a union of all it could be; ours are bytes.
@@ -180,7 +182,7 @@ class RedisStore:
 
     def _row(self, customer: str, data: bytes) -> bytes:
         schema = int.from_bytes(data[:2], "little")
-        check_schema(schema, f"the row of customer {customer!r}")
+        check_schema(schema, f"the row of customer {called(customer, self._naming) or '(not named)'}")
         return as_read(data[2:], schema).tobytes()
 
     @contextmanager

@@ -8,13 +8,17 @@ import logging
 import signal
 import sys
 import time
+from importlib.metadata import version
 from types import FrameType
+
+from prometheus_client import ProcessCollector
 
 from stream.backends.http import HttpServer
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
 from stream.backends.redis import RedisStore
 from stream.metrics import Metrics
 from stream.ports import Clock
+from stream.processing.tick import CODE
 from stream.settings import Settings
 from stream.trainer import Trainer
 from stream.worker import Ports, Worker
@@ -32,6 +36,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  as every command
     """Run until SIGTERM or SIGINT."""
     metrics = Metrics()
+    build = {"version": version("driftline"), "code": CODE, "config": settings.config_hash}
+    metrics.build.labels(**build, worker=settings.application.instance).set(1)
+    ProcessCollector(registry=metrics.registry)
     workers: list[Worker] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -44,8 +51,8 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG
         signal.signal(number, stop)
     worker = assemble(settings, metrics)
     workers.append(worker)
-    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: _ready(worker))
-    log.info("started", extra={"http_port": server.port, "config": settings.config_hash})
+    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: worker.waiting)
+    log.info("started", extra={"worker": settings.application.instance, "http_port": server.port, **build})
     try:
         worker.run()
     finally:
@@ -82,7 +89,3 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
 def _live(worker: Worker) -> str | None:
     silent_s = time.monotonic() - worker.turned_at
     return None if silent_s < STALLED_AFTER_S else f"the loop has not turned for {silent_s:.0f} s"
-
-
-def _ready(worker: Worker) -> str | None:
-    return None if worker.ready else "not assigned, or still recovering"

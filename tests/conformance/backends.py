@@ -296,6 +296,18 @@ class InputsContract:
         poll_until(inputs, bool)
         poll_until(inputs, lambda _: inputs.ended(0) == {clicks, buys})
 
+    def test_the_end_of_a_topic_is_told_once_it_is_read(self, cluster: Cluster) -> None:
+        clicks, buys = cluster.inputs
+        many(cluster, clicks, 0, 3)
+        inputs = cluster.make_inputs()
+        join(inputs)
+        assert inputs.heard_ends(0) == {}
+        inputs.start(0, None)
+        poll_until(inputs, lambda _: inputs.ended(0) == {clicks, buys})
+        assert inputs.heard_ends(0) == {clicks: 3, buys: 0}
+        many(cluster, clicks, 0, 2, first=3)
+        poll_until(inputs, lambda _: inputs.heard_ends(0)[clicks] == 5)
+
     def test_a_full_topic_with_records_left_has_not_ended(self, cluster: Cluster) -> None:
         clicks, buys = cluster.inputs
         many(cluster, clicks, 0, 1)

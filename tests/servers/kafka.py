@@ -46,8 +46,8 @@ class KafkaServer(Server):
     product = "Apache Kafka"
     version = KAFKA_VERSION
 
-    def __init__(self, settings: Mapping[str, str] = MappingProxyType({})) -> None:
-        super().__init__()
+    def __init__(self, settings: Mapping[str, str] = MappingProxyType({}), port: int | None = None) -> None:
+        super().__init__(port)
         self._own = settings
         self._controller_port = free_port()
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
@@ -65,7 +65,8 @@ class KafkaServer(Server):
         env = {f"KAFKA_{name.replace('.', '_').upper()}": value for name, value in self._settings("0.0.0.0").items()}
         return Container(f"apache/kafka:{KAFKA_VERSION}", self.port, env=env | {"KAFKA_HEAP_OPTS": HEAP})
 
-    def _local(self, directory: Path) -> LocalProcess:
+    def command(self, directory: Path) -> tuple[list[str], str]:
+        """What to run, and where it comes from; the storage in `directory` is formatted for it."""
         java = find_java()
         program = [java.executable, HEAP, "-cp", f"{kafka_jars(KAFKA_VERSION)}/*"]
         properties = directory / "server.properties"
@@ -75,13 +76,14 @@ class KafkaServer(Server):
         run = subprocess.run([*program, *format_it], capture_output=True, text=True, check=False)
         if run.returncode:
             raise ServerUnavailable(f"Kafka cannot format its storage: {run.stderr[-500:]}", "Read the reason.")
-        return LocalProcess(
-            [*program, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "kafka.Kafka", str(properties)],
-            directory / "server.log",
-            f"Java {java.version} from {java.origin}",
-        )
+        run_it = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "kafka.Kafka", str(properties)]
+        return [*program, *run_it], f"Java {java.version} from {java.origin}"
 
-    def _answers(self) -> bool:
+    def _local(self, directory: Path) -> LocalProcess:
+        command, origin = self.command(directory)
+        return LocalProcess(command, directory / "server.log", origin)
+
+    def answers(self) -> bool:
         if not listens(self.port):  # asked first, because the client logs every refused connection
             return False
         try:

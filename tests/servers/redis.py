@@ -19,8 +19,8 @@ class RedisServer(Server):
     product = "Redis"
     version = ""
 
-    def __init__(self, *, appendonly: bool = False) -> None:
-        super().__init__()
+    def __init__(self, port: int | None = None, *, appendonly: bool = False) -> None:
+        super().__init__(port)
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._appendonly = "yes" if appendonly else "no"
 
@@ -45,12 +45,16 @@ class RedisServer(Server):
         command = ["redis-server", *self._options("0.0.0.0"), "--protected-mode", "no"]
         return Container(REDIS_IMAGE, self.port, command=command)
 
-    def _local(self, directory: Path) -> LocalProcess:
+    def command(self, directory: Path) -> tuple[list[str], str]:
+        """What to run, and where it comes from."""
         program, origin = _find_program()
-        command = [program, *self._options("127.0.0.1"), "--dir", str(directory)]
+        return [program, *self._options("127.0.0.1"), "--dir", str(directory)], origin
+
+    def _local(self, directory: Path) -> LocalProcess:
+        command, origin = self.command(directory)
         return LocalProcess(command, directory / "server.log", origin)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         if not listens(self.port):
             return False
         try:

@@ -45,8 +45,8 @@ class Server(ABC):
     version: str
     START_TIMEOUT_S = 60.0
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port()
         self._running: Running | None = None
         self._directory: Path | None = None
 
@@ -111,7 +111,8 @@ class Server(ABC):
         """The process to start, its files in `directory`; raises ServerUnavailable where there is no program."""
 
     @abstractmethod
-    def _answers(self) -> bool: ...
+    def answers(self) -> bool:
+        """Whether it serves clients now."""
 
     def _started(self) -> Running:
         if self._running is None:
@@ -135,7 +136,7 @@ class Server(ABC):
 
     def _wait_until_it_answers(self, running: Running) -> None:
         deadline = time.monotonic() + self.START_TIMEOUT_S
-        while not self._answers():
+        while not self.answers():
             if failure := running.failure():
                 raise ServerUnavailable(f"{running.how}: {failure}", "Read its last lines in the reason.")
             if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
 """The input topics as one member of the consumer group."""
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -13,10 +14,12 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
-from stream.errors import Misconfigured
+from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
 from stream.events import Record
 from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
+
+log = logging.getLogger(__name__)
 
 MAX_POLL_RECORDS = 2_000
 MAX_POLL_INTERVAL_MS = 60_000
@@ -30,6 +33,18 @@ class Proof(NamedTuple):
 
     epoch: int
     metadata: Any
+
+
+class _OpenTransactions(logging.Filter):
+    """Notes, and mutes, what the client calls an unknown error ten times a second and does not let its caller see."""
+
+    seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        found = any(isinstance(one, kafka_errors.UnstableOffsetCommitError) for one in arguments)
+        self.seen = self.seen or found
+        return not found
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
@@ -66,6 +81,9 @@ class KafkaInputs:
         self._idle_since = time.monotonic()
         kafka = settings.kafka
         self._group = settings.application.name
+        self._unanswered = False
+        self._open = _OpenTransactions()
+        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
@@ -101,6 +119,7 @@ class KafkaInputs:
         if self._epoch != epoch:
             return Polled((), token)  # of the assignment before: they are read again after recovery
         self._watch_for_lockup(token)
+        self._watch_for_silence()
         records = [
             Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one))
             for batch in batches.values()
@@ -114,9 +133,18 @@ class KafkaInputs:
         coordinator = self._consumer._coordinator
         coordinator._offset_fetch_futures.clear()
         places = [TopicPartition(topic, task) for topic in self.topics]
-        with mapping(f"reading the committed offsets of task {task}"):
-            # In one request: between two another owner may commit.
-            answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        self._open.seen = False
+        try:
+            with mapping(f"reading the committed offsets of task {task}"):
+                # In one request: between two another owner may commit.
+                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        except BrokerUnavailable as error:
+            if not self._open.seen:
+                raise
+            raise TransactionOpen(
+                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
+                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+            ) from error
         return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -144,7 +172,18 @@ class KafkaInputs:
                     ended.add(topic)
         return frozenset(ended)
 
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        ends = {}
+        for topic in self.topics:
+            partition = TopicPartition(topic, task)
+            with suppress(KeyError, kafka_errors.IllegalStateError):
+                end = self._consumer.highwater(partition)
+                if partition in self._sought and end is not None:
+                    ends[topic] = int(end)
+        return ends
+
     def close(self) -> None:
+        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
         with mapping("leaving the consumer group"):
             self._consumer.close(autocommit=False)
 
@@ -177,6 +216,8 @@ class KafkaInputs:
         metadata = self._consumer.group_metadata()
         if not stable or epoch != self._epoch or metadata.generation_id < 0 or not metadata.member_id:
             return None
+        if self._silent_s() > self._settings.kafka.session_timeout_s:
+            return None  # the client goes on calling itself a member; the group has given it up by now, or is frozen
         tasks = frozenset(partition.partition for partition in assigned)
         if len(assigned) != len(tasks) * len(self.topics):
             raise Misconfigured(
@@ -195,6 +236,22 @@ class KafkaInputs:
                 elif not wanted and partition in paused:
                     self._consumer.resume(partition)
         unpark(self._consumer)
+
+    def _silent_s(self) -> float:
+        """How long the group has answered no heartbeat."""
+        heartbeat = self._consumer._coordinator.heartbeat
+        return time.monotonic() - float(max(heartbeat.last_receive, heartbeat.last_reset))
+
+    def _watch_for_silence(self) -> None:
+        """Say once that a broker that only keeps silent is the cause: a poll of it looks like a shop without events."""
+        unanswered = self._stable and self._silent_s() > self._settings.kafka.session_timeout_s
+        if unanswered and not self._unanswered:
+            log.warning(
+                "Kafka has answered no heartbeat for %.0f s: no task is worked on until it does; is it running, and is "
+                "kafka.bootstrap_servers right?",
+                self._silent_s(),
+            )
+        self._unanswered = unanswered
 
     def _watch_for_lockup(self, token: Token | None) -> None:
         now = time.monotonic()
