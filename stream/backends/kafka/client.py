@@ -1,5 +1,6 @@
 """What all Kafka clients of ours share: connection settings, and the client's errors mapped to ours."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from stream.errors import BrokerUnavailable, DriftlineError, Misconfigured
 from stream.settings import Kafka
 
 REQUEST_TIMEOUT_MS = 10_000
+COORDINATOR_RETRY_S = 0.05
 
 
 def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
@@ -68,6 +70,25 @@ def unpark(consumer: Any) -> None:
     fetcher = consumer._fetcher
     if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
         fetcher._next_partition_records = None
+
+
+def keep_requests(producer: Any) -> None:
+    """Let a transaction survive the loss of its coordinator.
+
+    kafka-python 3.0.12 forgets the request it was about to send where the coordinator cannot be reached: it expects
+    `await_ready` to answer no, which raises instead. The transaction would wait for its watchdog.
+    """
+    client = producer._sender._client
+    await_ready = client.await_ready
+
+    def answer(node: Any, timeout_ms: int) -> bool:
+        try:
+            return bool(await_ready(node, timeout_ms=timeout_ms))
+        except kafka_errors.KafkaConnectionError:
+            time.sleep(COORDINATOR_RETRY_S)  # it asks for the coordinator at once, and is told the old one for seconds
+            return False
+
+    client.await_ready = answer
 
 
 def is_fenced(consumer: Any) -> bool:

@@ -10,7 +10,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapped, mapping
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, keep_requests, mapped, mapping
 from stream.errors import Misconfigured, OutcomeUnknown, TaskLost
 from stream.ports import Offset, Outgoing, Token
 from stream.settings import Settings
@@ -126,6 +126,7 @@ class KafkaOutputs:
                     transaction_timeout_ms=round(kafka.transaction_timeout_s * 1000),
                     retry_backoff_ms=5,  # at 100 every transaction would wait 100 ms for the one before it
                 )
+                keep_requests(producer)
                 try:
                     producer.init_transactions()
                 except BaseException:
