@@ -2,8 +2,8 @@
 
     python -m tests.integration.worker_process --app shop --instance w1 --kill-at in-transaction:5
 
-Settings come from the environment as ever. Progress goes to standard output, one JSON object a line: `ready`, `tick`
-(task and seq), `frozen`, `thawed`, `stopped`.
+Settings come from the environment as ever. Progress goes to standard output, one JSON object a line with its time (`at`,
+Unix seconds): `ready`, `tick` (task and seq), `frozen`, `thawed`, `stopped`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SMALL_CHUNK = 2
 
 def say(what: str, **more: Any) -> None:
     """One line of progress, at once."""
-    sys.stdout.buffer.write(orjson.dumps({"what": what, **more}) + b"\n")
+    sys.stdout.buffer.write(orjson.dumps({"what": what, "at": time.time(), **more}) + b"\n")
     sys.stdout.flush()
 
 
