@@ -19,6 +19,8 @@ from stream.settings import Settings
 
 MAX_POLL_RECORDS = 2_000
 MAX_POLL_INTERVAL_MS = 60_000
+METADATA_MAX_AGE_MS = 30_000
+"""Partitions added to an input topic are noticed within this time: from then on customers change their partition."""
 COMMITTED_TIMEOUT_MS = 5_000
 STUCK_AFTER_S = 15.0
 """A member with no partitions for this long, although there are more partitions than members, subscribes again."""
@@ -76,6 +78,7 @@ class KafkaInputs:
                 partition_assignment_strategy=[RangePartitionAssignor],
                 max_poll_records=MAX_POLL_RECORDS,
                 max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+                metadata_max_age_ms=METADATA_MAX_AGE_MS,
                 session_timeout_ms=round(kafka.session_timeout_s * 1000),
                 heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
@@ -146,6 +149,12 @@ class KafkaInputs:
                 self._sought.add(partition)
         return offsets
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
+        with mapping(f"asking for the ends of task {task}"):
+            found = self._consumer.end_offsets(list(partitions.values()), timeout_ms=REQUEST_TIMEOUT_MS)
+        return {topic: found[partition] for topic, partition in partitions.items()}
+
     def ended(self, task: int) -> frozenset[str]:
         ended = set()
         for topic in self.topics:
@@ -192,6 +201,13 @@ class KafkaInputs:
         if not stable or epoch != self._epoch or metadata.generation_id < 0 or not metadata.member_id:
             return None
         tasks = frozenset(partition.partition for partition in assigned)
+        if any(task >= self.partitions for task in tasks):
+            raise Misconfigured(
+                f"the input topics had {self.partitions} partitions when this worker started, now partition "
+                f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
+                "input into topics of the former partition count and name those in topics.*, or give the application a "
+                "new name and feed it its history"
+            )
         if len(assigned) != len(tasks) * len(self.topics):
             raise Misconfigured(
                 f"the group assigned {sorted(assigned)}: a task came without all its topics. Let nothing else join the "
