@@ -1,13 +1,12 @@
 """Our topics: created and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from stream.backends.kafka.client import connection, mapping
-from stream.backends.kafka.outputs import MAX_REQUEST_BYTES
+from stream.backends.kafka.client import MAX_REQUEST_BYTES, connection, mapping
 from stream.errors import Misconfigured
 from stream.settings import Settings
 
@@ -72,6 +71,19 @@ def check_topics(settings: Settings) -> list[TopicCheck]:
             ]
             checks.append(TopicCheck(name, count, tuple(faults)))
         return checks
+
+
+def require_topics(settings: Settings, names: Sequence[str]) -> None:
+    """Raise `Misconfigured` where one of these does not exist, as far as this user may see."""
+    if not names:
+        return
+    with mapping("looking for the topics to write"), _admin(settings) as admin:
+        missing = sorted(set(names) - set(admin.list_topics()))
+    if missing:
+        raise Misconfigured(
+            f"the topic {' and '.join(missing)} does not exist: run `driftline topics create`. If it does, grant this "
+            "user DESCRIBE and WRITE on it"
+        )
 
 
 def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[str, str]]]:

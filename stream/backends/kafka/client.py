@@ -13,6 +13,17 @@ from stream.settings import Kafka
 
 REQUEST_TIMEOUT_MS = 10_000
 COORDINATOR_RETRY_S = 0.05
+MAX_REQUEST_BYTES = 2_000_000
+"""Above the client's 1 MiB: a dead letter carries a record of up to that size and headers of ours."""
+
+
+NEEDED = {
+    kafka_errors.TopicAuthorizationFailedError: "DESCRIBE and READ on the topic if it is an input, WRITE too if it is "
+    "one of ours",
+    kafka_errors.GroupAuthorizationFailedError: "READ on the consumer groups that begin with the application's name",
+    kafka_errors.TransactionalIdAuthorizationFailedError: "DESCRIBE and WRITE on the transactional ids that begin with "
+    "the application's name",
+}
 
 
 def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
@@ -40,7 +51,8 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     """Our error for one of the client's: what cannot be mended by waiting is `Misconfigured`."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, kafka_errors.AuthorizationError):
-        return Misconfigured(f"{doing}: {said}; grant this user the permission, or set kafka.sasl_username")
+        needed = next((needed for kind, needed in NEEDED.items() if isinstance(error, kind)), "the permission")
+        return Misconfigured(f"{doing}: {said}; grant this user {needed}, or set kafka.sasl_username to one who has it")
     if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
         return Misconfigured(f"{doing}: {said}; check kafka.sasl_username and kafka.sasl_password")
     if isinstance(error, kafka_errors.FencedInstanceIdError):
@@ -49,8 +61,9 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
         )
     if isinstance(error, kafka_errors.OffsetOutOfRangeError):
         return Misconfigured(
-            f"{doing}: {said}; records were removed by the topic's retention before they were processed. Raise "
-            "retention.ms of the input topics; to go on without those records use a new application.name"
+            f"{doing}: {said}; records were removed by the topic's retention before they were processed, or the "
+            "topic was created anew. Raise retention.ms of the input topics; to keep the customers and go on with what "
+            "the topics hold: `driftline rewind --to earliest --keep-customers`"
         )
     if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordListTooLargeError):
         return Misconfigured(f"{doing}: {said}; raise max.message.bytes of the topic (`driftline topics check`)")

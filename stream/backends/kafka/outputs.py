@@ -10,15 +10,20 @@ from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, keep_requests, mapped, mapping
+from stream.backends.kafka.admin import require_topics
+from stream.backends.kafka.client import (
+    MAX_REQUEST_BYTES,
+    REQUEST_TIMEOUT_MS,
+    connection,
+    keep_requests,
+    mapped,
+    mapping,
+)
 from stream.errors import Misconfigured, OutcomeUnknown, TaskLost
 from stream.ports import Offset, Outgoing, Token
 from stream.settings import Settings
 
 log = logging.getLogger(__name__)
-
-MAX_REQUEST_BYTES = 2_000_000
-"""Above the client's 1 MiB: a dead letter carries a record of up to that size and headers of ours."""
 
 STALE = (
     kafka_errors.CommitFailedError,
@@ -30,10 +35,20 @@ STALE = (
 
 
 class KafkaOutputs:
-    """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open."""
+    """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open.
 
-    def __init__(self, settings: Settings, name: str, holds: Callable[[Token], bool] = lambda _: True) -> None:
+    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        holds: Callable[[Token], bool] = lambda _: True,
+        topics: Sequence[str] = (),
+    ) -> None:
         self._settings = settings
+        self._topics = topics
         self._name = f"{settings.application.name}-{name}"
         self._holds = holds
         self._producer: KafkaProducer | None = None
@@ -110,6 +125,7 @@ class KafkaOutputs:
 
     def _ensure(self) -> KafkaProducer:
         if self._producer is None:
+            require_topics(self._settings, self._topics)
             kafka = self._settings.kafka
             with mapping("opening the transactional producer"):
                 producer = KafkaProducer(
