@@ -34,6 +34,8 @@ class RedisServer(Server):
 
     def start(self, *, wait: bool = True) -> None:
         super().start(wait=wait)
+        if not wait:
+            return
         with redis.Redis.from_url(self.url) as client:
             server = client.info("server")
         self.product = "Valkey" if "valkey_version" in server else "Redis"
