@@ -31,7 +31,7 @@ STALE = (
     kafka_errors.UnknownMemberIdError,
     kafka_errors.RebalanceInProgressError,
 )
-"""The group has moved on; the transaction can be aborted and the producer goes on."""
+"""The group has moved on; the transaction can be aborted."""
 
 
 class KafkaOutputs:
@@ -112,8 +112,9 @@ class KafkaOutputs:
             aborting = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
             aborting.start()
             aborting.join(self._settings.kafka.commit_timeout_s)
-            if aborting.is_alive():
-                self._discard()
+            # kafka-python 3.0.12 would send the refused offsets again with the next transaction, as a member that
+            # the broker knows: the offsets of a task that another worker owns by then would go back.
+            self._discard()
             raise TaskLost(f"the group refused the offsets: {type(error).__name__}") from error
         self._discard()
         if not isinstance(error, kafka_errors.KafkaError):
@@ -127,7 +128,7 @@ class KafkaOutputs:
         if self._producer is None:
             require_topics(self._settings, self._topics)
             kafka = self._settings.kafka
-            with mapping("opening the transactional producer"):
+            with mapping(f"opening the transactional producer {self._name}"):
                 producer = KafkaProducer(
                     **connection(kafka, f"driftline-{self._name}"),
                     transactional_id=self._name,
