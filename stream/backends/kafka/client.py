@@ -13,6 +13,8 @@ from stream.settings import Kafka
 
 REQUEST_TIMEOUT_MS = 10_000
 COORDINATOR_RETRY_S = 0.05
+RECONNECT_MAX_MS = 2_000
+"""The client's 30 s would be added to every long outage."""
 MAX_REQUEST_BYTES = 2_000_000
 """Above the client's 1 MiB: a dead letter carries a record of up to that size and headers of ours."""
 
@@ -38,6 +40,7 @@ def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "client_id": client_id,
         "bootstrap_timeout_ms": REQUEST_TIMEOUT_MS,
+        "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
         "security_protocol": settings.security_protocol,
         "ssl_cafile": settings.ssl_cafile,
         "sasl_mechanism": settings.sasl_mechanism,
