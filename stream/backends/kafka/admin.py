@@ -1,14 +1,17 @@
-"""Our topics: created and checked."""
+"""What an administrator does: our topics are created and checked, a member leaves its group."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, connection, mapping
-from stream.errors import Misconfigured
+from stream.errors import BrokerUnavailable, Misconfigured
 from stream.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 
@@ -84,6 +87,15 @@ def require_topics(settings: Settings, names: Sequence[str]) -> None:
             f"the topic {' and '.join(missing)} does not exist: run `driftline topics create`. If it does, grant this "
             "user DESCRIBE and WRITE on it"
         )
+
+
+def leave(settings: Settings, group: str, member: str) -> None:
+    """Take a static member out of its group for good; one that only closes keeps its place until its session ends."""
+    try:
+        with mapping(f"leaving the consumer group {group}"), _admin(settings) as admin:
+            admin.remove_group_members(group, [MemberToRemove(group_instance_id=member)])
+    except BrokerUnavailable as error:
+        log.warning("its tasks wait for the session time-out: %s", error)
 
 
 def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[str, str]]]:

@@ -11,6 +11,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
+from stream.backends.kafka.admin import leave
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
 from stream.errors import Misconfigured
 from stream.events import Record
@@ -67,11 +68,12 @@ class KafkaInputs:
         self._idle_since = time.monotonic()
         kafka = settings.kafka
         self._group = settings.application.name
+        self._member = f"{self._group}-{settings.application.instance}"
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
                 group_id=self._group,
-                group_instance_id=f"{self._group}-{settings.application.instance}",
+                group_instance_id=self._member,
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -170,6 +172,8 @@ class KafkaInputs:
     def close(self) -> None:
         with mapping("leaving the consumer group"):
             self._consumer.close(autocommit=False)
+        if self._settings.kafka.leave_on_stop:
+            leave(self._settings, self._group, self._member)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:
         """A new assignment: nothing of it is fetched before each task has been recovered and sought.
