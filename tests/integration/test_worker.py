@@ -257,22 +257,6 @@ def test_a_stopped_workers_tasks_go_to_the_other_one_and_a_joining_one_takes_its
     site.finish(second)
 
 
-def test_a_frozen_worker_whose_tasks_another_took_over_commits_nothing_when_it_thaws(site):
-    site.feed()
-    frozen = site.worker("a", "--freeze-at", "before-commit:5:0.1")
-    frozen.wait_for(lambda: frozen.said("frozen"), "frozen", 30)
-    frozen.process.send_signal(signal.SIGSTOP)
-    ticks = len(frozen.said("tick"))
-    other = site.worker("b")
-    other.wait_for(lambda: len(other.said("tick")) > 10, "the other at work")
-    frozen.process.send_signal(signal.SIGCONT)
-    frozen.wait_for(lambda: frozen.said("recovering", ticks), "the loss noticed", 30)
-    assert frozen.alive(), frozen.errors
-    site.wait_for_the_end(other)
-    assert frozen.stop() == 0, frozen.errors
-    site.finish(other)
-
-
 def test_a_trainer_frozen_while_another_publishes_goes_on_from_the_newest_version(site):
     site.feed(0.5)
     first = site.worker("a")
