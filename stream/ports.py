@@ -105,6 +105,10 @@ class Inputs(Protocol):
         """Read on from these offsets (None = where the settings say that a new task begins); returns the offsets."""
         ...
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        """The offset after the newest committed record of each topic."""
+        ...
+
     def ended(self, task: int) -> frozenset[str]:
         """The topics of which every record has been delivered."""
         ...

@@ -137,6 +137,9 @@ class MemoryInputs:
             self._positions[topic, task] = offset
         return offsets
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        return {topic: self._cluster.topic(topic)[task].end for topic in self._cluster.inputs}
+
     def ended(self, task: int) -> frozenset[str]:
         return frozenset(
             topic

@@ -16,6 +16,7 @@ from prometheus_client import ProcessCollector
 from stream.backends.http import HttpServer
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
 from stream.backends.redis import RedisStore
+from stream.errors import Misconfigured
 from stream.metrics import Metrics
 from stream.ports import Clock
 from stream.processing.tick import CODE
@@ -77,12 +78,19 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
         settings,
         KafkaTopic(settings, settings.topic("journal")),
         KafkaTopic(settings, settings.topic("models"), owner="trainer"),
-        lambda: KafkaOutputs(settings, "trainer"),
+        lambda: KafkaOutputs(settings, "trainer", topics=[settings.topic("models")]),
         metrics,
         clock.wall_ms,
     )
-    outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds)
+    written = [settings.topic("alerts"), settings.topic("dead_letters"), settings.topic("journal")]
+    outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds, written)
     journal, models = KafkaTopic(settings, settings.topic("journal")), KafkaTopic(settings, settings.topic("models"))
+    if journal.partitions() != inputs.partitions:
+        raise Misconfigured(
+            f"the journal {settings.topic('journal')} has {journal.partitions()} partitions, the input topics "
+            f"{inputs.partitions}: partitions were added to one of them. Customers would move away from their rows: "
+            "restore the partition count by copying into new topics, or give the application a new name"
+        )
     return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, clock)
 
 

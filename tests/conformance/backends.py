@@ -219,6 +219,14 @@ class InputsContract:
         many(cluster, clicks, 0, 1, first=3)
         assert by_partition(poll_until(inputs, bool)[0]) == {(clicks, 0): [3]}
 
+    def test_the_ends_of_a_task_lie_after_its_newest_records(self, cluster: Cluster) -> None:
+        clicks, buys = cluster.inputs
+        many(cluster, clicks, 1, 3)
+        many(cluster, buys, 0, 2)
+        inputs = cluster.make_inputs()
+        assert inputs.ends(0) == {clicks: 0, buys: 2}
+        assert inputs.ends(1) == {clicks: 3, buys: 0}
+
     def test_nothing_of_a_task_is_delivered_before_it_was_started(self, cluster: Cluster) -> None:
         clicks, _ = cluster.inputs
         for task in EVERY_TASK:

@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from uuid import uuid4
 
 import orjson
 import pytest
 import redis
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
@@ -60,6 +62,18 @@ def until(condition: Callable[[], Any], what: Callable[[], str] | str, wait_s: f
             pytest.fail(f"not within {wait_s:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
     return answer
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a page of a running worker; 0 where nothing answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except URLError:
+        return 0, ""
 
 
 class Running:
@@ -127,8 +141,8 @@ class Running:
 class Site:
     """One application with topics, shop and workers of its own."""
 
-    def __init__(self, bootstrap: str, redis_url: str, directory: Path, replication: int = 1) -> None:
-        self.name = f"t{uuid4().hex[:8]}"
+    def __init__(self, bootstrap: str, redis_url: str, directory: Path, replication: int = 1, name: str = "") -> None:
+        self.name = name or f"t{uuid4().hex[:8]}"
         self.bootstrap, self.directory = bootstrap, directory
         self.environment = {
             f"DRIFTLINE_{key}": value
@@ -165,6 +179,17 @@ class Site:
 
     def feed(self, until: float = 1.0) -> None:
         self.shop.feed(self.bootstrap, until)
+
+    def send(self, topic: str, values: Sequence[tuple[int, bytes, bytes]], **producer: Any) -> None:
+        """Send (partition, key, value) of each record; the shop knows nothing of them."""
+        client = KafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=20, **producer)
+        try:
+            sent = [client.send(topic, value, key, partition=partition) for partition, key, value in values]
+            client.flush()
+            for future in sent:
+                future.get(10)
+        finally:
+            client.close()
 
     def worker(self, instance: str = "w1", *arguments: str) -> Running:
         command = ["tests.integration.worker_process", "--app", self.name, "--instance", instance, *arguments]

@@ -5,15 +5,13 @@ Each test ends with the oracle, which looks from outside and knows what must com
 
 import signal
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.error import HTTPError, URLError
 
 import orjson
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
@@ -21,7 +19,7 @@ from stream.backends.kafka import KafkaTopic
 from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import Counts
-from tests.integration.site import PARTITIONS, Site, until
+from tests.integration.site import PARTITIONS, Site, get, until
 
 pytestmark = pytest.mark.servers
 
@@ -261,22 +259,6 @@ def test_a_stopped_workers_tasks_go_to_the_other_one_and_a_joining_one_takes_its
     site.finish(second)
 
 
-def test_a_frozen_worker_whose_tasks_another_took_over_commits_nothing_when_it_thaws(site):
-    site.feed()
-    frozen = site.worker("a", "--freeze-at", "before-commit:5:0.1")
-    frozen.wait_for(lambda: frozen.said("frozen"), "frozen", 30)
-    frozen.process.send_signal(signal.SIGSTOP)
-    ticks = len(frozen.said("tick"))
-    other = site.worker("b")
-    other.wait_for(lambda: len(other.said("tick")) > 10, "the other at work")
-    frozen.process.send_signal(signal.SIGCONT)
-    frozen.wait_for(lambda: frozen.said("recovering", ticks), "the loss noticed", 30)
-    assert frozen.alive(), frozen.errors
-    site.wait_for_the_end(other)
-    assert frozen.stop() == 0, frozen.errors
-    site.finish(other)
-
-
 def test_a_trainer_frozen_while_another_publishes_goes_on_from_the_newest_version(site):
     site.feed(0.5)
     first = site.worker("a")
@@ -363,20 +345,9 @@ def test_a_worker_whose_offsets_have_expired_goes_on_from_its_store(site):
     site.finish(site.worker())
 
 
-def send(site: Site, topic: str, values: list[tuple[int, bytes, bytes]]) -> None:
-    """(partition, key, value) of each record."""
-    producer = KafkaProducer(bootstrap_servers=site.bootstrap, linger_ms=20)
-    try:
-        for partition, key, value in values:
-            producer.send(topic, value, key, partition=partition)
-        producer.flush()
-    finally:
-        producer.close()
-
-
 def test_too_many_dead_letters_stop_the_worker_and_name_the_setting(site):
     site.set(DEAD_LETTERS__WINDOW="50")
-    send(site, site.settings.topics.clickstream, [(i % PARTITIONS, b"k", b"{broken") for i in range(90)])
+    site.send(site.settings.topics.clickstream, [(i % PARTITIONS, b"k", b"{broken") for i in range(90)])
     run = site.command("run")
     assert run.end() == 1, run.errors
     assert "dead_letters.max_share" in run.errors.splitlines()[-1], run.errors
@@ -388,21 +359,10 @@ def test_a_wrong_partitioner_stops_the_worker_and_is_named(site):
     bodies = [orjson.dumps({"event": "Product Viewed", "messageId": name, "userId": name}) for name in customers]
     places = [site.shop.place(name) for name in customers]
     rows = [(p, name.encode(), body) for p, name, body in zip(places, customers, bodies, strict=True)]
-    send(site, site.settings.topics.clickstream, rows)
+    site.send(site.settings.topics.clickstream, rows)
     run = site.command("run")
     assert run.end() == 1, run.errors
     assert "kafka.partitioner" in run.errors.splitlines()[-1], run.errors
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-    except URLError:
-        return 0, ""
 
 
 def test_the_commands_show_a_running_worker_its_customers_and_its_alerts(site):

@@ -397,6 +397,11 @@ class SimInputs:
             self._positions[topic, task] = offset
         return offsets
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        self._actor.pause("ends")
+        self._broker.check()
+        return {topic: self._broker.topic(topic)[task].stable_end for topic in self.topics}
+
     def heard_ends(self, task: int) -> Mapping[str, int]:
         return {topic: self._broker.topic(topic)[task].stable_end for topic, one in self._positions if one == task}
 

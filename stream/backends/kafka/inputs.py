@@ -13,6 +13,7 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
+from stream.backends.kafka.admin import leave
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
 from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
 from stream.events import Record
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_POLL_RECORDS = 2_000
 MAX_POLL_INTERVAL_MS = 60_000
+METADATA_MAX_AGE_MS = 30_000
+"""Partitions added to an input topic are noticed within this time: from then on customers change their partition."""
 COMMITTED_TIMEOUT_MS = 5_000
 STUCK_AFTER_S = 15.0
 """A member with no partitions for this long, although there are more partitions than members, subscribes again."""
@@ -84,17 +87,19 @@ class KafkaInputs:
         self._unanswered = False
         self._open = _OpenTransactions()
         logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
+        self._member = f"{self._group}-{settings.application.instance}"
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
                 group_id=self._group,
-                group_instance_id=f"{self._group}-{settings.application.instance}",
+                group_instance_id=self._member,
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 partition_assignment_strategy=[RangePartitionAssignor],
                 max_poll_records=MAX_POLL_RECORDS,
                 max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+                metadata_max_age_ms=METADATA_MAX_AGE_MS,
                 session_timeout_ms=round(kafka.session_timeout_s * 1000),
                 heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
@@ -160,6 +165,12 @@ class KafkaInputs:
                 self._sought.add(partition)
         return offsets
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
+        with mapping(f"asking for the ends of task {task}"):
+            found = self._consumer.end_offsets(list(partitions.values()), timeout_ms=REQUEST_TIMEOUT_MS)
+        return {topic: found[partition] for topic, partition in partitions.items()}
+
     def ended(self, task: int) -> frozenset[str]:
         ended = set()
         for topic in self.topics:
@@ -186,6 +197,8 @@ class KafkaInputs:
         logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
         with mapping("leaving the consumer group"):
             self._consumer.close(autocommit=False)
+        if self._settings.kafka.leave_on_stop:
+            leave(self._settings, self._group, self._member)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:
         """A new assignment: nothing of it is fetched before each task has been recovered and sought.
@@ -219,6 +232,13 @@ class KafkaInputs:
         if self._silent_s() > self._settings.kafka.session_timeout_s:
             return None  # the client goes on calling itself a member; the group has given it up by now, or is frozen
         tasks = frozenset(partition.partition for partition in assigned)
+        if any(task >= self.partitions for task in tasks):
+            raise Misconfigured(
+                f"the input topics had {self.partitions} partitions when this worker started, now partition "
+                f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
+                "input into topics of the former partition count and name those in topics.*, or give the application a "
+                "new name and feed it its history"
+            )
         if len(assigned) != len(tasks) * len(self.topics):
             raise Misconfigured(
                 f"the group assigned {sorted(assigned)}: a task came without all its topics. Let nothing else join the "
