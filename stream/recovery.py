@@ -6,6 +6,7 @@ committed offsets (seq in their metadata)  against  marker in the store (seq)
   store behind                replay the journal from the marker, or from its beginning where the store is empty
   level                       ready
   store ahead, offsets gone   offsets expired: go on from the marker's, under a new incarnation
+  store ahead, Kafka new      refuse: the journal does not reach to where the marker was written
   store ahead                 refuse: Kafka lost data, or somebody reset offsets
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from stream.chunks import Chunks
 from stream.errors import JournalGap, Misconfigured, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Store, Topic
-from stream.processing.journal import Entry, TaskState, decode
+from stream.processing.journal import REWIND, Entry, TaskState, decode, label_of, part_of
 
 PATIENCE_S = 5.0
 TAIL_RECORDS = 200
@@ -45,6 +46,9 @@ class Recovery:
     _position: int = 0
     _chunks: Chunks | None = None
     _empty_since: float | None = None
+    _ahead: int | None = None
+    _begun: int = 0
+    _anew: int = 0
     replayed: int = 0
 
     def step(self) -> TaskState | None:
@@ -54,7 +58,11 @@ class Recovery:
             if state is not None:
                 return self._begin(state)
             self._chunks = Chunks()
+            self._ahead = 0 if self._marker is None else None
             self.journal.catch_up(self.task)
+        if self._ahead is not None:
+            self._look_ahead(self._chunks)
+            return None
         return self._replay()
 
     def _compare(self) -> TaskState | None:
@@ -74,6 +82,12 @@ class Recovery:
                 f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
             )
         if committed is None:
+            if marker is not None and self._is_of_another_kafka(marker):
+                raise StoreAhead(
+                    f"task {self.task}: the store is at tick {marker.state.seq}, written at offset "
+                    f"{marker.journal_offset} of the journal, which ends at {self.journal.end(self.task)}: Redis has "
+                    "outlived its Kafka. Run `driftline rewind --to earliest --keep-customers`"
+                )
             return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
         seq = marker.state.seq if marker else 0
         if marker is not None and (
@@ -88,9 +102,12 @@ class Recovery:
                 "start under a new application.name"
             )
         if seq < committed.seq:
-            self._position = marker.journal_offset + 1 if marker else 0
+            self._position = 0 if marker is None or self._is_of_another_kafka(marker) else marker.journal_offset + 1
             return None
         return self._agreed(marker.state if marker else TaskState())
+
+    def _is_of_another_kafka(self, marker: Marker) -> bool:
+        return marker.journal_offset >= self.journal.end(self.task)
 
     def _agreed(self, state: TaskState) -> TaskState:
         """Check that the committed offsets are those of the tick they are stamped with."""
@@ -101,6 +118,29 @@ class Recovery:
                 f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
             )
         return state
+
+    def _look_ahead(self, chunks: Chunks) -> None:
+        """Find the newest rewind: an empty store is rebuilt from there, what lies before is not needed.
+
+        A rewind that drops all customers is one, and one that wrote all rows, if all its parts are here.
+        """
+        assert self._ahead is not None
+        records = self.journal.read(self.task, self._ahead, STEP_RECORDS)
+        for record in records:
+            self._ahead = record.offset + 1
+            data = chunks.add(record.value or b"", record.headers)
+            if data is None:
+                continue
+            seq, code, customers = label_of(data)
+            part, count = part_of(code) or (0, 0)
+            if code == REWIND and customers == 0:
+                self._anew = seq
+            elif part:
+                self._begun = seq if part == 1 else self._begun
+                self._anew = self._begun if part == count and seq - self._begun == count - 1 else self._anew
+        if not records:
+            self._ahead = None
+            self.journal.catch_up(self.task)
 
     def _replay(self) -> TaskState | None:
         committed, chunks = self._committed, self._chunks
@@ -129,8 +169,15 @@ class Recovery:
                     f"the journal holds ticks of application {entry.application!r}, this is {self.application!r}; "
                     "give each application its own journal topic"
                 )
-            if entry.seq <= (self._marker.state.seq if self._marker else 0):
+            seq = self._marker.state.seq if self._marker else 0
+            if entry.seq <= seq or (self._marker is None and entry.seq < self._anew):
                 continue
+            part = part_of(entry.code)
+            if entry.seq == committed.seq and part and part[0] < part[1]:
+                raise JournalGap(
+                    f"task {self.task}: a rewind was broken off at part {part[0]} of {part[1]}; "
+                    "run the same `driftline rewind` again, it goes on there"
+                )
             self._apply(entry, record.offset)
             if entry.seq == committed.seq:
                 return self._begin(self._agreed(entry.state))
@@ -138,7 +185,7 @@ class Recovery:
 
     def _apply(self, entry: Entry, offset: int) -> None:
         seq = self._marker.state.seq if self._marker else 0
-        if entry.prev_seq != seq:
+        if entry.prev_seq != seq and entry.seq != self._anew:
             self._check_rebuild(entry)
         marker = Marker(entry.state, self.generation, offset, self.partitions)
         self.store.apply(
