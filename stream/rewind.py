@@ -121,6 +121,7 @@ class Rewind:
 
     def look(self, task: int, begins: Mapping[str, int], ends: Mapping[str, int]) -> Found:
         """Bring the task's store level with its journal, and see how everything stands."""
+        self.inputs.poll(0, self._all())  # a member that does not poll is thrown out
         committed = self.inputs.committed(task)  # first: it waits for what another may have left open
         last = self._last(task)
         marker, _ = self.store.load(task, ())
@@ -196,18 +197,24 @@ class Rewind:
             )
         return ""
 
-    def run(self, found: Found, to: To) -> int:
-        """Rewind one task; returns how many customers were dropped or copied."""
+    def run(self, found: Found, to: To) -> None:
+        """Rewind one task.
+
+        Raises:
+            TaskLost: a worker has joined, or the membership ended.
+            OutcomeUnknown: no answer. After either, look again: the task is rewound, or it is not.
+        """
         if to is To.EARLIEST:
-            return self._to_earliest(found)
+            self._to_earliest(found)
+            return
         assert found.marker is not None
         if to is To.STORE and found.last is not None and found.last.seq == _seq(found.marker):
             self._to_store(found, found.marker)
-            return 0
+            return
         # The journal has lost what the store holds, or never had it: from here on it has it whole.
-        return self._copy(found, found.marker, found.marker.state.offsets if to is To.STORE else found.begins)
+        self._copy(found, found.marker, found.marker.state.offsets if to is To.STORE else found.begins)
 
-    def _to_earliest(self, found: Found) -> int:
+    def _to_earliest(self, found: Found) -> None:
         marker, told_ms = found.marker, 0
         for state in (marker.state if marker else None, found.last.state if found.last else None):
             if state is not None:
@@ -225,13 +232,12 @@ class Rewind:
         )
         before = marker.state if marker else TaskState()
         self._apply(marker, *self._write(found.task, before, state, REWIND, forgotten=tuple(dropped)))
-        return len(dropped)
 
     def _to_store(self, found: Found, marker: Marker) -> None:
         state = replace(marker.state, seq=found.seq + 1, incarnation=found.incarnation + 1)
         self._apply(marker, *self._write(found.task, marker.state, state, REWIND))
 
-    def _copy(self, found: Found, marker: Marker, offsets: Mapping[str, int]) -> int:
+    def _copy(self, found: Found, marker: Marker, offsets: Mapping[str, int]) -> None:
         """Write every row into the journal, part by part; goes on where an earlier run was broken off."""
         task, size = found.task, PART_CUSTOMERS
         customers = dict.fromkeys(sorted(customer for customer, _ in self.store.scan(task)))
@@ -256,7 +262,6 @@ class Rewind:
             before = after
             self.inputs.poll(0, self._all())  # a member that does not poll is thrown out
         self._apply(marker, written[0]._replace(customers=(), rows=blank(0)), written[1])
-        return len(rest)
 
     def _write(
         self,

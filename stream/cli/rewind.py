@@ -23,6 +23,8 @@ from stream.settings import Settings
 INSTANCE = "rewind"
 """Under this name the command is the group's one member, so that a worker that joins ends its right to commit."""
 JOIN_S = 30.0
+ATTEMPTS = 5
+"""A rebalance, or an answer that did not come, is met by looking again; each task is rewound once all the same."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,27 +49,49 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         inputs = KafkaInputs(alone)
         stack.callback(remove_member, settings, INSTANCE)
         stack.enter_context(closing(inputs))
-        token = _join(inputs, settings)
         outputs = stack.enter_context(closing(KafkaOutputs(settings, INSTANCE, inputs.holds)))
         journal = stack.enter_context(closing(KafkaTopic(settings, settings.topic("journal"))))
-        rewind = Rewind(settings, inputs, outputs, journal, store, token)
-        places = spans(settings, settings.inputs)
-        found = [rewind.look(task, *_bounds(settings, places, task)) for task in range(inputs.partitions)]
-        todo = [one for one in found if not rewind.is_done(one, to)]
-        if not todo:
-            print("every task is there already; nothing was changed. Next: start workers")
-            return 0
-        refused = [said for one in todo if (said := rewind.refusal(one, to))]
-        if refused:
-            further = f" (and so {len(refused) - 1} further tasks)" if len(refused) > 1 else ""
-            raise Misconfigured(f"{refused[0]}{further}")
-        if to is not To.STORE:
-            print(f"{_plan(to, todo)}.", file=sys.stderr)
-            if not arguments.yes:
+        asked, changed = arguments.yes or to is To.STORE, 0
+        for attempt in range(1, ATTEMPTS + 1):
+            rewind = Rewind(settings, inputs, outputs, journal, store, _join(inputs, settings))
+            todo = _todo(rewind, settings, to)
+            changed = max(changed, len(todo))
+            if todo and attempt == 1 and to is not To.STORE:
+                print(f"{_plan(to, todo)}.", file=sys.stderr)
+            if todo and not asked:
                 _ask()
-                rewind.token = _join(inputs, settings)  # the question may have stood for longer than a member may
-        _run(rewind, todo, to)
+                asked = True
+                continue  # meanwhile the membership may have ended, and a worker have come and gone
+            try:
+                _run(rewind, todo, to)
+                break
+            except (TaskLost, OutcomeUnknown) as error:  # look again what is done already
+                if attempt == ATTEMPTS:
+                    raise Misconfigured(
+                        f"{error}; stop every worker and run the same command again: it goes on with the tasks that "
+                        "are not rewound"
+                    ) from error
+    if not changed:
+        print("every task is there already; nothing was changed. Next: start workers")
+    else:
+        print(f"rewound {changed} tasks to {to.value}. Next: start workers")
     return 0
+
+
+def _todo(rewind: Rewind, settings: Settings, to: To) -> list[Found]:
+    """The tasks that are not there already.
+
+    Raises:
+        Misconfigured: to rewind one of them would do harm.
+    """
+    places = spans(settings, settings.inputs)
+    found = [rewind.look(task, *_bounds(settings, places, task)) for task in range(rewind.inputs.partitions)]
+    todo = [one for one in found if not rewind.is_done(one, to)]
+    refused = [said for one in todo if (said := rewind.refusal(one, to))]
+    if refused:
+        further = f" (and so {len(refused) - 1} further tasks)" if len(refused) > 1 else ""
+        raise Misconfigured(f"{refused[0]}{further}")
+    return todo
 
 
 def _refuse_members(settings: Settings) -> None:
@@ -108,8 +132,8 @@ def _plan(to: To, todo: list[Found]) -> str:
         told = max((one.marker.state.stream_time_ms for one in todo if one.marker), default=0)
         shown = f"{datetime.fromtimestamp(told / 1000, UTC):%Y-%m-%d %H:%M} UTC"
         plan = (
-            f"{customers:,} customers are dropped and up to {records:,} records counted anew; alerts up to {shown} are not "
-            "told again, models stay and learn from these events a second time"
+            f"{customers:,} customers are dropped and up to {records:,} records counted anew; alerts up to {shown} are "
+            "not told again, models stay and learn from these events a second time"
         )
         gone = {f"{topic}-{one.task}": begin for one in todo for topic, begin in one.begins.items() if begin}
         if gone:
@@ -129,17 +153,7 @@ def _ask() -> None:
 
 
 def _run(rewind: Rewind, todo: list[Found], to: To) -> None:
-    done = customers = 0
     with progress(f"rewinding to {to.value}", len(todo)) as advance:
         for one in todo:
-            try:
-                customers += rewind.run(one, to)
-            except (TaskLost, OutcomeUnknown) as error:
-                raise Misconfigured(
-                    f"{error}; {done} of {len(todo)} tasks are rewound. Stop every worker and run the same command "
-                    "again: it goes on with the others"
-                ) from error
-            done += 1
+            rewind.run(one, to)
             advance(1)
-    what = {To.EARLIEST: f", {customers:,} customers dropped", To.KEPT: f", {customers:,} customers kept"}.get(to, "")
-    print(f"rewound {done} tasks to {to.value}{what}. Next: start workers")

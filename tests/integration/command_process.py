@@ -1,4 +1,4 @@
-"""One command in a process of its own, with small batches, which can be told to die at a named point of its N-th commit.
+"""One command in a process of its own, with small batches, which can be told to die at a point of its N-th commit.
 
     python -m tests.integration.command_process --kill-at in-transaction:3 -- backfill history.jsonl
 

@@ -231,7 +231,7 @@ class KafkaInputs:
         if len(set(counts.values())) != 1:
             raise Misconfigured(
                 f"the input topics have {counts} partitions; a customer's events must lie in the same partition number "
-                "of each, so the counts must be equal: copy one into a new topic with `driftline repartition SRC DST`, or delete "
-                "it while it is empty and run `driftline topics create`"
+                "of each, so the counts must be equal: copy one into a new topic with "
+                "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
             )
         return counts[self.topics[0]]
