@@ -11,12 +11,15 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
-.PHONY: demo test check bench lock clean help
+SEEDS ?= 0:10000
+
+.PHONY: demo test check simulate bench lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
 
-test: check  ## check, then everything on a real Kafka and a real Redis
+test: check  ## check, then 300 schedules of faults in memory, then everything on a real Kafka and a real Redis
+	$(RUN) pytest tests/simulation
 	$(RUN) pytest -W ignore::ResourceWarning tests/integration  # the client leaves a socket open where a broker refuses it
 
 check: $(READY)  ## lint, types, import directions, unit and contract tests, examples in docs; no server
@@ -24,7 +27,10 @@ check: $(READY)  ## lint, types, import directions, unit and contract tests, exa
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(RUN) pytest --doctest-modules --ignore=tests/integration tests stream online_models docs
+	$(RUN) pytest --doctest-modules --ignore=tests/integration --ignore=tests/simulation tests stream online_models docs
+
+simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
+	$(RUN) tests.simulation --seeds $(SEEDS)
 
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker

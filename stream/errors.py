@@ -7,6 +7,7 @@
     │   ├── BrokerUnavailable
     │   └── StoreUnavailable
     ├── TaskLost              another worker owns the task, or the store moved on: drop what is cached, recover
+    ├── CannotTell            a server refuses a question of `driftline doctor`: ask the others, and say so
     ├── OutcomeUnknown        nobody knows whether the transaction was committed: new producer, then recover
     └── Refused               going on would do harm: the worker stops and says what an operator can do
         ├── StoreAhead        Redis knows ticks that Kafka does not
@@ -54,6 +55,10 @@ class StoreUnavailable(Retriable):
 
 class TaskLost(DriftlineError):
     """The task is no longer ours, or its rows in the store are not the ones this worker knows."""
+
+
+class CannotTell(DriftlineError):
+    """A server will not or cannot answer a question that nothing but curiosity hangs on."""
 
 
 class OutcomeUnknown(DriftlineError):

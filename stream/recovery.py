@@ -66,58 +66,24 @@ class Recovery:
         return self._replay()
 
     def _compare(self) -> TaskState | None:
-        self._committed = self.inputs.committed(self.task)
+        # The store first: it is never ahead of Kafka, so offsets read after it can only be ahead of it. The other way
+        # round, ticks of another owner that end between the two look as if Kafka had lost them.
         self._marker, _ = self.store.load(self.task, ())
-        committed, marker = self._committed, self._marker
-        if marker is not None and marker.partitions != self.partitions:
-            raise Misconfigured(
-                f"task {self.task} was stored with {marker.partitions} partitions, the input topics have "
-                f"{self.partitions}; customers would move away from their rows. Restore the partition count, or give "
-                "the application a new name and feed it its history"
-            )
-        if committed is not None and committed.seq == UNSTAMPED:
-            known = f"back to {dict(marker.state.offsets)}" if marker else "back, or delete them"
+        self._committed = self.inputs.committed(self.task)
+        marker = self._marker
+        if self._committed is None and marker is not None and self._is_of_another_kafka(marker):
             raise StoreAhead(
-                f"task {self.task}: the committed offsets {dict(committed.offsets)} carry no tick: somebody reset the "
-                f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
+                f"task {self.task}: the store is at tick {marker.state.seq}, written at offset "
+                f"{marker.journal_offset} of the journal, which ends at {self.journal.end(self.task)}: Redis has "
+                "outlived its Kafka. Run `driftline rewind --to earliest --keep-customers`"
             )
-        if committed is None:
-            if marker is not None and self._is_of_another_kafka(marker):
-                raise StoreAhead(
-                    f"task {self.task}: the store is at tick {marker.state.seq}, written at offset "
-                    f"{marker.journal_offset} of the journal, which ends at {self.journal.end(self.task)}: Redis has "
-                    "outlived its Kafka. Run `driftline rewind --to earliest --keep-customers`"
-                )
-            return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
-        seq = marker.state.seq if marker else 0
-        if marker is not None and (
-            seq > committed.seq
-            or marker.state.incarnation > committed.incarnation
-            or (seq == committed.seq and marker.state.incarnation != committed.incarnation)
-        ):
-            raise StoreAhead(
-                f"task {self.task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
-                f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
-                "or somebody reset the offsets; restore them, or empty this application's Redis keys, and "
-                "start under a new application.name"
-            )
-        if seq < committed.seq:
+        state = compared(self.task, self.partitions, self._committed, marker)
+        if state is None:
             self._position = 0 if marker is None or self._is_of_another_kafka(marker) else marker.journal_offset + 1
-            return None
-        return self._agreed(marker.state if marker else TaskState())
+        return state
 
     def _is_of_another_kafka(self, marker: Marker) -> bool:
         return marker.journal_offset >= self.journal.end(self.task)
-
-    def _agreed(self, state: TaskState) -> TaskState:
-        """Check that the committed offsets are those of the tick they are stamped with."""
-        committed = self._committed
-        if committed is not None and dict(committed.offsets) != dict(state.offsets):
-            raise StoreAhead(
-                f"task {self.task}: tick {state.seq} ended at offsets {dict(state.offsets)}, the group is committed at "
-                f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
-            )
-        return state
 
     def _look_ahead(self, chunks: Chunks) -> None:
         """Find the newest rewind: an empty store is rebuilt from there, what lies before is not needed.
@@ -180,7 +146,7 @@ class Recovery:
                 )
             self._apply(entry, record.offset)
             if entry.seq == committed.seq:
-                return self._begin(self._agreed(entry.state))
+                return self._begin(_agreed(self.task, committed, entry.state))
         return None
 
     def _apply(self, entry: Entry, offset: int) -> None:
@@ -225,3 +191,51 @@ class Recovery:
     def _begin(self, state: TaskState) -> TaskState:
         offsets = self.inputs.start(self.task, dict(state.offsets) or None)
         return replace(state, offsets=dict(offsets))
+
+
+def compared(task: int, partitions: int, committed: Committed | None, marker: Marker | None) -> TaskState | None:
+    """The state that a task goes on from, None where the store is behind and the journal is to be replayed.
+
+    Raises:
+        StoreAhead: the offsets are not those that the store came from.
+        Misconfigured: the store was filled under another partition count.
+    """
+    if marker is not None and marker.partitions != partitions:
+        raise Misconfigured(
+            f"task {task} was stored with {marker.partitions} partitions, the input topics have "
+            f"{partitions}; customers would move away from their rows. Restore the partition count, or give "
+            "the application a new name and feed it its history"
+        )
+    if committed is not None and committed.seq == UNSTAMPED:
+        known = f"back to {dict(marker.state.offsets)}" if marker else "back, or delete them"
+        raise StoreAhead(
+            f"task {task}: the committed offsets {dict(committed.offsets)} carry no tick: somebody reset the "
+            f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
+        )
+    if committed is None:
+        return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
+    seq = marker.state.seq if marker else 0
+    if marker is not None and (
+        seq > committed.seq
+        or marker.state.incarnation > committed.incarnation
+        or (seq == committed.seq and marker.state.incarnation != committed.incarnation)
+    ):
+        raise StoreAhead(
+            f"task {task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
+            f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
+            "or somebody reset the offsets; restore them, or empty this application's Redis keys, and "
+            "start under a new application.name"
+        )
+    if seq < committed.seq:
+        return None
+    return _agreed(task, committed, marker.state if marker else TaskState())
+
+
+def _agreed(task: int, committed: Committed, state: TaskState) -> TaskState:
+    """Check that the committed offsets are those of the tick they are stamped with."""
+    if dict(committed.offsets) != dict(state.offsets):
+        raise StoreAhead(
+            f"task {task}: tick {state.seq} ended at offsets {dict(state.offsets)}, the group is committed at "
+            f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
+        )
+    return state

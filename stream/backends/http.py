@@ -1,5 +1,6 @@
 """/metrics, /livez and /readyz on one small server in a thread of its own; the only importer of an HTTP server."""
 
+import http.client
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -13,6 +14,9 @@ from stream.settings import Http
 
 Check = Callable[[], str | None]
 """None when all is well, otherwise what is not."""
+
+
+LONGEST_ANSWER_BYTES = 1_000_000
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -64,3 +68,25 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def probe(settings: Http, timeout_s: float) -> dict[str, tuple[int, str]] | None:
+    """What answers at the port of the settings: status and text by path; None where nothing listens, empty where what
+    listens speaks no HTTP in time."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.host, settings.host)
+    found: dict[str, tuple[int, str]] = {}
+    for path in ("/livez", "/readyz", "/metrics"):
+        connection = http.client.HTTPConnection(host, settings.port, timeout=timeout_s)
+        try:
+            connection.connect()
+        except OSError:
+            return found or None
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            found[path] = answer.status, answer.read(LONGEST_ANSWER_BYTES).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            return found
+        finally:
+            connection.close()
+    return found

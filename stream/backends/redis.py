@@ -3,20 +3,26 @@
 Keys of a task share one hash tag, so that they lie in one slot, fail over together and one script covers them:
 
     {APP:pN}:m        hash: seq, inc, gen, body      how far the task has been applied
+                      part: SEQ:N                    the chunks of the next tick that have been
     {APP:pN}:c:ID     string: u2 schema, row bytes   one customer
     {APP:pN}:due      sorted set: ID by due time     index of due times, moved by the same script
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import orjson
 import redis
 from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from stream.errors import DriftlineError, Misconfigured, StoreUnavailable, TaskLost
+from stream.diagnosis.facts import RedisFacts, Rights
+from stream.errors import CannotTell, DriftlineError, Misconfigured, StoreUnavailable, TaskLost
 from stream.ports import Marker
 from stream.processing.customer import Rows, as_read, as_written
 from stream.processing.journal import TaskState, check_schema
@@ -24,18 +30,22 @@ from stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 5.0
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
 
 APPLY = """
 -- KEYS: marker, due index, customers written, customers forgotten
--- ARGV: prev_seq, seq, inc, gen, written, last chunk?, body; then row and due time of each written; then all ids
-local m = redis.call('HMGET', KEYS[1], 'seq', 'inc', 'gen')
+-- ARGV: prev_seq, seq, inc, gen, written, body (of the last chunk alone), chunk;
+--       then row and due time of each written; then all ids
+local m = redis.call('HMGET', KEYS[1], 'seq', 'inc', 'gen', 'part')
 local seq, inc, gen = tonumber(m[1] or '0'), tonumber(m[2] or '0'), tonumber(m[3] or '0')
 local our_inc, our_gen = tonumber(ARGV[3]), tonumber(ARGV[4])
 if our_inc < inc or (our_inc == inc and our_gen < gen) then return {-1, seq, inc, gen} end
 if seq >= tonumber(ARGV[2]) then return {0, seq, inc, gen} end
 if seq ~= tonumber(ARGV[1]) then return {-2, seq, inc, gen} end
+local chunk = tonumber(ARGV[7])
+if chunk > 0 and m[4] ~= ARGV[2] .. ':' .. chunk then return {-2, seq, inc, gen} end
 local written = tonumber(ARGV[5])
 local ids = 7 + 2 * written
 for i = 1, written do
@@ -46,14 +56,18 @@ for i = written + 1, #KEYS - 2 do
   redis.call('DEL', KEYS[2 + i])
   redis.call('ZREM', KEYS[2], ARGV[ids + i])
 end
-if ARGV[6] == '1' then
-  redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'inc', ARGV[3], 'gen', ARGV[4], 'body', ARGV[7])
+if ARGV[6] == '' then
+  redis.call('HSET', KEYS[1], 'part', ARGV[2] .. ':' .. (chunk + 1))
+else
+  redis.call('HSET', KEYS[1], 'seq', ARGV[2], 'inc', ARGV[3], 'gen', ARGV[4], 'body', ARGV[6])
+  redis.call('HDEL', KEYS[1], 'part')
 end
 return {1, tonumber(ARGV[2]), our_inc, our_gen}
 """
 """Applies one chunk of a committed tick: a no-op where it was applied, refused over a gap or from a former owner.
 
 Only committed after-images are ever written, so a chunk applied without its marker does no harm: it is written again.
+A failover between two chunks may take the first one away: a chunk is refused unless those before it are there.
 """
 
 
@@ -114,12 +128,12 @@ class RedisStore:
                 "partitions": marker.partitions,
             }
         )
-        for first in range(0, max(len(work), 1), CHUNK_CUSTOMERS):
+        for number, first in enumerate(range(0, max(len(work), 1), CHUNK_CUSTOMERS)):
             chunk = work[first : first + CHUNK_CUSTOMERS]
             written = [(customer, i) for customer, i in chunk if i >= 0]
             last = first + CHUNK_CUSTOMERS >= len(work)
             arguments: list[Any] = [prev_seq, marker.state.seq, marker.state.incarnation, marker.generation]
-            arguments += [len(written), int(last), body if last else b""]
+            arguments += [len(written), body if last else b"", number]
             for _, i in written:
                 arguments += [schema + written_rows[i].tobytes(), dues[i]]
             arguments += [customer for customer, _ in chunk]
@@ -190,3 +204,131 @@ def _marker(body: bytes | None) -> Marker | None:
     return Marker(
         TaskState.from_json(values["state"]), values["generation"], values["journal_offset"], values["partitions"]
     )
+
+
+class RedisQuestions(RedisStore):
+    """The same store, asked by `driftline doctor`: nothing is changed, and no question waits for longer than seconds.
+
+    Raises `CannotTell` where this user may not ask.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        timeout_s = min(settings.redis.timeout_s, ANSWER_S)
+        super().__init__(
+            settings.model_copy(update={"redis": settings.redis.model_copy(update={"timeout_s": timeout_s})})
+        )
+        self._redis.set_retry(Retry(NoBackoff(), 0))
+
+    @cached_property
+    def found(self) -> list[int]:
+        """The tasks that the store knows; it looks through all keys of the server once."""
+        return self.tasks()
+
+    def facts(self) -> RedisFacts:
+        """The server's INFO, how long a ping takes (the best of three), and its clock less ours."""
+        with self._asking("INFO"):
+            info = self._redis.info()
+        times = []
+        with self._asking("TIME"):
+            for _ in range(3):
+                began, wall = time.monotonic(), time.time()
+                seconds, micros = self._redis.time()
+                took = time.monotonic() - began
+                times.append((took, seconds + micros / 1e6 - wall - took / 2))
+        return RedisFacts(info, *min(times))
+
+    def setting(self, name: str) -> str | None:
+        """One of the server's settings, None where it does not say (managed services switch CONFIG off)."""
+        with suppress(exceptions.ResponseError), self._mapping_unavailable():
+            value = self._redis.config_get(name).get(name)
+            return None if value is None else str(value)
+        return None
+
+    def rights(self) -> Rights:
+        """What this user may not do of what a worker does, by asking for a dry run."""
+        key = self._key(0, "c:driftline-doctor")
+        with self._mapping_unavailable():
+            try:
+                user = str(_text(self._redis.acl_whoami()))
+                answers = {
+                    command[0]: self._redis.execute_command("ACL", "DRYRUN", user, *command)
+                    for command in _commands(key, self._key(0, "m"), self._key(0, "due"))
+                }
+            except exceptions.ResponseError as error:
+                return Rights("?", self._denied_reads(key), f"may not ask what it may do ({error})")
+        return Rights(user, tuple(name for name, answer in answers.items() if _text(answer) != "OK"), "")
+
+    def _denied_reads(self, key: str) -> tuple[str, ...]:
+        denied = []
+        for command in (("MGET", key), ("HGET", self._key(0, "m"), "body"), ("ZCARD", self._key(0, "due"))):
+            try:
+                self._redis.execute_command(*command)
+            except exceptions.NoPermissionError:
+                denied.append(command[0])
+        return tuple(denied)
+
+    def markers(self, tasks: Iterable[int]) -> dict[int, Marker]:
+        """How far these tasks have come; one that the store does not know is left out."""
+        found = {task: self.load(task, ())[0] for task in tasks}
+        return {task: marker for task, marker in found.items() if marker is not None}
+
+    def counts(self) -> dict[int, int]:
+        """Customers by task."""
+        with self._mapping():
+            return {task: int(self._redis.zcard(self._key(task, "due"))) for task in self.found}
+
+    def missing(self, sample: int) -> tuple[int, int]:
+        """Of a sample of each task's index: how many customers have no row, and how many were asked for."""
+        lacking = asked = 0
+        for task in self.found:
+            with self._asking("ZRANDMEMBER"):
+                names = [name.decode() for name in self._redis.zrandmember(self._key(task, "due"), sample)]
+                asked += len(names)
+                rows = self._redis.mget([self._key(task, f"c:{name}") for name in names]) if names else []
+                gone = [name for name, row in zip(names, rows, strict=True) if row is None]
+                # One that a worker has forgotten meanwhile has left the index as well.
+                lacking += sum(self._redis.zscore(self._key(task, "due"), name) is not None for name in gone)
+        return lacking, asked
+
+    @contextmanager
+    def _asking(self, command: str) -> Iterator[None]:
+        with self._mapping_unavailable():
+            try:
+                yield
+            except exceptions.ResponseError as error:
+                raise CannotTell(f"{command}: {error}") from error
+
+    @contextmanager
+    def _mapping_unavailable(self) -> Iterator[None]:
+        """As `_mapping`, but a refusal by the server is left to the caller."""
+        try:
+            yield
+        except exceptions.AuthenticationError as error:
+            raise self._mapped(error) from error
+        except exceptions.ResponseError:
+            raise
+        except exceptions.RedisError as error:
+            raise self._mapped(error) from error
+
+
+def _commands(customer: str, marker: str, due: str) -> list[tuple[str, ...]]:
+    """What a worker sends, the commands within its script included."""
+    return [
+        ("EVALSHA", "0" * 40, "1", marker),
+        ("SCRIPT", "LOAD", "return 1"),
+        ("MGET", customer),
+        ("SET", customer, "x"),
+        ("DEL", customer),
+        ("HGET", marker, "body"),
+        ("HMGET", marker, "seq"),
+        ("HSET", marker, "seq", "1"),
+        ("ZADD", due, "1", "x"),
+        ("ZREM", due, "x"),
+        ("ZRANGEBYSCORE", due, "-inf", "0"),
+        ("ZSCAN", due, "0"),
+        ("SCAN", "0"),
+    ]
+
+
+def _text(answer: bytes | str) -> str:
+    return answer.decode() if isinstance(answer, bytes) else str(answer)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import closing
 
 import orjson
 
@@ -30,7 +31,12 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     if not found:
         print(f"driftline: no customer {arguments.id!r} in application {settings.application.name!r}", file=sys.stderr)
         return 1
-    known = profile(arguments.id, found[0], _version(settings), settings)
+    try:
+        version = newest_version(settings)
+    except DriftlineError as error:
+        print(f"driftline: without the segment's name: {error}", file=sys.stderr)
+        version = None
+    known = profile(arguments.id, found[0], version, settings)
     if arguments.json:
         print(orjson.dumps(known).decode())
     else:
@@ -40,14 +46,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _version(settings: Settings) -> Version | None:
-    """The newest model version, for the segment's name; without a broker the name is left out."""
-    try:
-        topic = KafkaTopic(settings, settings.topic("models"))
-    except DriftlineError as error:
-        print(f"driftline: without the segment's name: {error}", file=sys.stderr)
-        return None
-    try:
+def newest_version(settings: Settings) -> Version | None:
+    """The newest model version, for the names of segments; None while there is none."""
+    with closing(KafkaTopic(settings, settings.topic("models"))) as topic:
         return Versions(topic).refresh()
-    finally:
-        topic.close()

@@ -2,11 +2,12 @@
 
 1 each task's journal goes 1, 2, 3, … and its offset ranges tile the input
 2 each tick, run again from its journal entry, gives the same bytes; a rewind does what it says and no more
-3 the alerts are those of the journal, each id once, none of them about history; each model version was published once
-4 Redis is the journal, folded
+3 the alerts are those of the journal, each id once, none of them about history
+4 Redis is what an undisturbed run over the same ticks leaves, row for row
 5 each unusable record is a dead letter once, as it came
 6 each customer is known exactly
 7 the group is committed at the end of the input, with the stamp of the last tick
+8 each model version was published once, and learned each journal record before its offsets once
 """
 
 from bisect import bisect_left
@@ -14,20 +15,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 import redis
 from kafka import KafkaConsumer, TopicPartition
 
-from stream.backends.kafka import KafkaTopic
 from stream.events import EventRules, Record
 from stream.processing import clock, sections, tick
 from stream.processing.customer import ROW, as_read, blank
 from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
 from stream.processing.tick import TickInput
-from stream.processing.version import WARMING, warming
+from stream.processing.version import WARMING, Version, warming
 from stream.settings import Settings
 from stream.versions import Versions
 from tests.integration.shop import Bad, Counts, Shop
@@ -37,10 +37,11 @@ NULL_VALUE = "driftline-null-value"
 
 
 class Tick(NamedTuple):
-    """A journal record as read: the bytes, and what they decode to."""
+    """A journal record as read: the bytes, what they decode to, and the offset it ends at."""
 
     data: bytes
     entry: Entry
+    offset: int
 
 
 class Seen(NamedTuple):
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
     ticks: Mapping[int, Sequence[Tick]]
     alerts: Sequence[tuple[bytes, bytes]]
     letters: Sequence[Record]
-    published: Sequence[bytes]
+    models: Sequence[Record]
     committed: Mapping[tuple[str, int], tuple[int, str] | None]
     rows: Mapping[int, Mapping[str, bytes]]
     dues: Mapping[int, Mapping[str, int]]
@@ -67,7 +68,7 @@ def look(settings: Settings, partitions: int) -> Seen:
     for topic in settings.inputs:
         for record in read_topic(settings, topic):
             inputs[topic, record.partition].append(record)
-    ticks = {task: _ticks(journal, task) for task in tasks}
+    ticks = {task: ticks_in(journal, task) for task in tasks}
     with closing(asking(settings)) as consumer:
         offsets = committed(settings, partitions, consumer)
     with redis.Redis.from_url(settings.redis.url.get_secret_value()) as client:
@@ -78,7 +79,7 @@ def look(settings: Settings, partitions: int) -> Seen:
         ticks,
         [(one.key or b"", one.value or b"") for one in topics["alerts"]],
         topics["dead_letters"],
-        [one.key or b"" for one in topics["models"] if (one.key or b"").startswith(b"version/")],
+        topics["models"],
         offsets,
         {task: rows for task, (rows, _, _) in stored.items()},
         {task: dues for task, (_, dues, _) in stored.items()},
@@ -94,7 +95,7 @@ def check(settings: Settings, shop: Shop) -> Seen:
 
 
 def check_all(seen: Seen, counts: Mapping[str, Counts], bad: Sequence[Bad]) -> None:
-    """All seven checks; each raises AssertionError with what was found."""
+    """All checks; each raises AssertionError with what was found."""
     check_the_journal_tiles_the_input(seen)
     check_ticks_run_again_give_the_same_bytes(seen)
     check_alerts_are_those_of_the_journal(seen)
@@ -102,6 +103,7 @@ def check_all(seen: Seen, counts: Mapping[str, Counts], bad: Sequence[Bad]) -> N
     check_dead_letters(seen, bad)
     check_customers(seen, counts)
     check_the_group_is_at_the_end(seen)
+    check_versions_learned_each_record_once(seen)
 
 
 def check_the_journal_tiles_the_input(seen: Seen) -> None:
@@ -111,7 +113,7 @@ def check_the_journal_tiles_the_input(seen: Seen) -> None:
         assert seqs == list(range(first, first + len(ticks))), f"task {task}: a tick lacks"
         offsets = dict.fromkeys(seen.settings.inputs, 0)
         stream_time_ms = 0
-        for _, entry in ticks:
+        for _, entry, _ in ticks:
             where = f"task {task}, tick {entry.seq}"
             assert (entry.task, entry.prev_seq) == (task, entry.seq - 1), where
             if is_rewind(entry):
@@ -132,16 +134,12 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
     event_rules = EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
     rules = tick.rules(settings)
     numbers = {one.entry.model_version for ticks in seen.ticks.values() for one in ticks}
-    topic = KafkaTopic(settings, settings.topic("models"))
-    try:
-        versions = Versions(topic).read(sorted(numbers)) | {WARMING: warming(settings.models)}
-    finally:
-        topic.close()
+    versions = _versions(seen, numbers) | {WARMING: warming(settings.models)}
     assert numbers <= set(versions), f"versions {sorted(numbers - set(versions))} were never published"
     for task, ticks in seen.ticks.items():
         stored: dict[str, bytes] = {}
         state = TaskState()
-        for data, entry in ticks:
+        for data, entry, _ in ticks:
             if is_rewind(entry):
                 check_a_rewind(entry, state, stored)
                 _fold(stored, entry)
@@ -170,11 +168,12 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
             for i, customer in enumerate(customers):
                 if customer in stored:
                     rows[i], known[i] = np.frombuffer(stored[customer], ROW)[0], True
-            again = encode(tick.run(before, customers, rows, known, rules).entry)
+            result = tick.run(before, customers, rows, known, rules).entry
+            again = encode(result)
             where = f"task {task}, tick {entry.seq}"
             assert again == data, f"{where}: run again it gives another journal record: {_difference(data, again)}"
-            _fold(stored, entry)
-            state = entry.state
+            _fold(stored, result)
+            state = result.state
 
 
 def is_rewind(entry: Entry) -> bool:
@@ -219,12 +218,8 @@ def check_alerts_are_those_of_the_journal(seen: Seen) -> None:
     past = {alert.id for ticks in seen.ticks.values() for one in ticks for alert in one.entry.past}
     told = past & {orjson.loads(value)["id"] for _, value in seen.alerts}
     assert not told, f"published although they are about history: {told}"
-    for what, ids in (
-        ("alert", [orjson.loads(value)["id"] for _, value in seen.alerts]),
-        ("model version", seen.published),
-    ):
-        twice = [one for one, count in Counter(ids).items() if count > 1]
-        assert not twice, f"published more than once: {what} {twice}"
+    ids = Counter(orjson.loads(value)["id"] for _, value in seen.alerts)
+    assert ids.total() == len(ids), f"published more than once: {[one for one, count in ids.items() if count > 1]}"
 
 
 def check_redis_is_the_journal_folded(seen: Seen) -> None:
@@ -292,6 +287,37 @@ def end_of(records: Sequence[Record]) -> int:
     return records[-1].offset + 1 if records else 0
 
 
+def check_versions_learned_each_record_once(seen: Seen) -> None:
+    published = Counter(one.key for one in seen.models if (one.key or b"").startswith(b"version/") and one.value)
+    assert published.total() == len(published), f"a model version was published more than once: {published}"
+    numbers = {int(key.split(b"/")[1]) for key in published}
+    for number, version in _versions(seen, numbers).items():
+        before = [
+            one.entry
+            for task, ticks in seen.ticks.items()
+            for one in ticks
+            if one.offset <= version.journal.get(task, 0)
+        ]
+        events, labels = sum(len(one.features) for one in before), sum(len(one.label_churned) for one in before)
+        learned = version.learned["events"], version.learned["labels"]
+        assert learned == (events, labels), f"version {number} learned {learned} events and labels of {events, labels}"
+
+
+class _Kept:
+    """Records as a topic that can only be read."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def read(self, partition: int, start: int, limit: int) -> Sequence[Record]:
+        return [one for one in self._records if one.partition == partition and one.offset >= start][:limit]
+
+
+def _versions(seen: Seen, numbers: set[int]) -> dict[int, Version]:
+    topic: Any = _Kept(seen.models)
+    return Versions(topic).read(sorted(numbers))
+
+
 def asking(settings: Settings) -> KafkaConsumer:
     """A consumer that asks for the group's offsets without joining it."""
     return KafkaConsumer(
@@ -340,10 +366,10 @@ def read_topic(settings: Settings, name: str) -> list[Record]:
 
 def ticks_of(settings: Settings, task: int) -> list[Tick]:
     """A task's journal."""
-    return _ticks(read_topic(settings, settings.topic("journal")), task)
+    return ticks_in(read_topic(settings, settings.topic("journal")), task)
 
 
-def _ticks(journal: Sequence[Record], task: int) -> list[Tick]:
+def ticks_in(journal: Sequence[Record], task: int) -> list[Tick]:
     found: list[Tick] = []
     parts: list[bytes] = []
     for record in journal:
@@ -355,7 +381,7 @@ def _ticks(journal: Sequence[Record], task: int) -> list[Tick]:
         if len(parts) == int(count):
             data = b"".join(parts)
             parts = []
-            found.append(Tick(data, decode(data)))
+            found.append(Tick(data, decode(data), record.offset + 1))
     assert not parts, "the journal ends within a record"
     return found
 

@@ -73,6 +73,7 @@ class Shop:
     days: float = 11.0
     seed: int = 7
     garbage: bool = True
+    now_ms: int | None = None
     records: list[Sent] = field(default_factory=list)
     fed: int = 0
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Shop:
 
     def __post_init__(self) -> None:
         draw = random.Random(self.seed)
-        self._now_ms = time.time_ns() // 1_000_000 - MINUTE_MS
+        self._now_ms = self.now_ms or time.time_ns() // 1_000_000 - MINUTE_MS
         self._made: list[tuple[Sent, tuple[str, Counts] | None]] = []
         for number in range(self.customers):
             self._live(number, draw)
@@ -95,7 +96,6 @@ class Shop:
 
     def feed(self, bootstrap: str, until: float = 1.0) -> None:
         """Send what comes before this share of the records, and count it."""
-        end = round(len(self.records) * until)
         producer = KafkaProducer(
             bootstrap_servers=bootstrap,
             acks="all",
@@ -104,16 +104,22 @@ class Shop:
         )
         try:
             sent = []
-            for one, gain in self._made[self.fed : end]:
+            for one in self.next(round(len(self.records) * until) - self.fed):
                 value = _Null.STANDS_FOR if one.value is None else one.value
-                sent.append(producer.send(one.topic, value, one.key, list(one.headers), one.partition))
-                self._count(one, gain)
+                sent.append((one, producer.send(one.topic, value, one.key, list(one.headers), one.partition)))
             producer.flush()
-            for (one, _), future in zip(self._made[self.fed : end], sent, strict=True):
+            for one, future in sent:
                 assert future.get(10).partition == one.partition
         finally:
             producer.close()
-        self.fed = end
+
+    def next(self, count: int) -> list[Sent]:
+        """The next records to be sent, counted as if they had been."""
+        made = self._made[self.fed : self.fed + count]
+        for one, gain in made:
+            self._count(one, gain)
+        self.fed += len(made)
+        return [one for one, _ in made]
 
     def ends(self) -> dict[tuple[str, int], int]:
         """The next offset of each input partition."""

@@ -5,7 +5,7 @@ import inspect
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ from stream.errors import (
     TaskLost,
 )
 from stream.ports import UNSTAMPED, Committed, Inputs, Outputs, Store, Topic
-from stream.processing.customer import SCHEMA
+from stream.processing.customer import ROW, SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
 from tests.servers import KafkaServer, RedisServer
@@ -512,6 +512,37 @@ def test_a_row_of_a_newer_release_is_refused(on_redis: OnServers, redis_url: str
         store.load(0, ["a", "b"])
     with pytest.raises(NewerSchema):
         list(store.scan(0))
+
+
+def test_a_chunk_that_a_failover_took_away_is_missed_by_the_next_one(
+    on_redis: OnServers, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.backends.redis.CHUNK_CUSTOMERS", 2)
+    store = on_redis._kept(RedisStore(on_redis.settings()))
+    apply(store, marker(1), {"a": 1, "b": 2, "c": 3})
+    run_script = store._apply
+    calls = 0
+
+    def fails_over(keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """The replica that takes over has not heard of the first chunk."""
+        nonlocal calls
+        with redis.Redis.from_url(redis_url) as client:
+            saved = {key: client.dump(key) for key in client.keys("*}:*")}
+            answer = run_script(keys, arguments)
+            calls += 1
+            if calls == 1:
+                client.delete(*client.keys("*}:*"))
+                for key, value in saved.items():
+                    client.restore(key, 0, value)
+        return answer
+
+    monkeypatch.setattr(store, "_apply", fails_over)
+    with pytest.raises(TaskLost, match="is at tick 1"):
+        apply(store, marker(2), {"a": 4, "b": 5, "c": 6})
+    apply(store, marker(2), {"a": 4, "b": 5, "c": 6})
+    found, rows = store.load(0, ["a", "b", "c"])
+    assert found == marker(2)
+    assert [np.frombuffer(rows[name], ROW)["due"][0] for name in "abc"] == [4, 5, 6]
 
 
 def test_it_knows_the_tasks_of_its_application_only(on_redis: OnServers, redis_url: str) -> None:

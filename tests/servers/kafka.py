@@ -1,7 +1,9 @@
 """Apache Kafka as one KRaft node: a container, or its jars in a child process."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -39,18 +41,21 @@ SETTINGS = {
 
 
 class KafkaServer(Server):
-    """One Kafka broker; `bootstrap_servers` is where it answers."""
+    """One Kafka broker; `bootstrap_servers` is where it answers, `settings` are its own beside those of every test."""
 
     product = "Apache Kafka"
     version = KAFKA_VERSION
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__()
+        self._own = settings
         self._controller_port = free_port()
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
 
     def _settings(self, host: str) -> dict[str, str]:
-        return SETTINGS | {
+        return {
+            **SETTINGS,
+            **self._own,
             "listeners": f"PLAINTEXT://{host}:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
             "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",

@@ -9,7 +9,8 @@ from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, M
 from stream.errors import BrokerUnavailable
 from stream.events import Record
 from stream.metrics import Metrics
-from stream.ports import Clock, Outgoing
+from stream.ports import Clock, Committed, Outgoing
+from stream.recovery import Recovery
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
 from stream.versions import Versions
@@ -153,6 +154,34 @@ def test_a_first_tick_lost_by_the_store_after_offsets_expired_is_replayed() -> N
     assert after is not None
     assert (after.state.incarnation, after.state.seq) == (1, before.state.seq + 1)
     assert site.customers() == ["c-1", "c-2"]
+
+
+def test_an_owner_that_commits_while_a_task_is_compared_does_not_look_like_a_kafka_that_lost_ticks() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    owner = site.worker
+
+    class Overtaken(MemoryInputs):
+        """The owner commits a tick right after these offsets were read."""
+
+        def committed(self, task: int) -> Committed | None:
+            before = super().committed(task)
+            site.send("clickstream", "c-2", NOW_MS)
+            for _ in range(5):
+                owner.turn()
+            return before
+
+    ports = Ports(
+        MemoryInputs(site.cluster, "one"), MemoryOutputs(site.cluster, "one"), site.journal, site.models, site.store
+    )
+    owner = Worker(site.settings, ports, site.trainer(), Metrics(), Clock(lambda: site.wall_ms))
+    for _ in range(3):
+        owner.turn()
+    late = Recovery(
+        0, 1, "shop", DAY_MS, Overtaken(site.cluster, "successor"), site.store, site.journal, 1, 10, lambda: 0.0
+    )
+    assert late.step() is not None
 
 
 def test_a_take_over_that_fails_half_way_is_begun_again_and_no_version_number_is_published_twice() -> None:

@@ -103,4 +103,8 @@ def _configs(admin: KafkaAdminClient, name: str, wanted: Mapping[str, str]) -> d
     resource = ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(wanted))
     found = admin.describe_configs([resource], config_filter="all")
     values = next(iter(found.values()))[name]
+    if missing := [key for key in wanted if key not in values]:
+        raise Misconfigured(
+            f"the topic {name} does not tell {', '.join(missing)}; grant this user DESCRIBE_CONFIGS on it"
+        )
     return {key: str(values[key]["value"]) for key in wanted}

@@ -10,6 +10,7 @@ import orjson
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
 from stream.errors import Misconfigured
@@ -116,22 +117,7 @@ class KafkaInputs:
         with mapping(f"reading the committed offsets of task {task}"):
             # In one request: between two another owner may commit.
             answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
-        found = {place.topic: answer.get(place) for place in places}
-        offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
-        if not offsets:
-            return None
-        stamps = {stamp.metadata for stamp in found.values() if stamp is not None}
-        if "" in stamps:
-            return Committed(offsets, UNSTAMPED, UNSTAMPED)
-        try:
-            (stamp,) = stamps
-            values = orjson.loads(stamp)
-            return Committed(offsets, values["seq"], values["inc"])
-        except (ValueError, KeyError, TypeError):
-            raise Misconfigured(
-                f"task {task}: the offsets of group {self._group} carry {sorted(map(str, stamps))}, not the "
-                "stamp of one tick; something other than Driftline committed them. Use an application.name of its own"
-            ) from None
+        return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
         partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
@@ -235,3 +221,26 @@ class KafkaInputs:
                 "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
             )
         return counts[self.topics[0]]
+
+
+def stamped(group: str, task: int, found: Mapping[str, OffsetAndMetadata | None]) -> Committed | None:
+    """What a task's committed offsets say, from the offset and its metadata by topic; None where there is none.
+
+    Raises:
+        Misconfigured: the metadata are not the stamp of one tick.
+    """
+    offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
+    if not offsets:
+        return None
+    stamps = {stamp.metadata for stamp in found.values() if stamp is not None}
+    if "" in stamps:
+        return Committed(offsets, UNSTAMPED, UNSTAMPED)
+    try:
+        (stamp,) = stamps
+        values = orjson.loads(stamp)
+        return Committed(offsets, values["seq"], values["inc"])
+    except (ValueError, KeyError, TypeError):
+        raise Misconfigured(
+            f"task {task}: the offsets of group {group} carry {sorted(map(str, stamps))}, not the "
+            "stamp of one tick; something other than Driftline committed them. Use an application.name of its own"
+        ) from None
