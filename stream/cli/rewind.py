@@ -15,7 +15,7 @@ from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
 from stream.backends.kafka.offsets import Place, Span, members, remove_member, spans
 from stream.backends.redis import RedisStore
 from stream.cli.progress import progress
-from stream.errors import Misconfigured, OutcomeUnknown, SettingsError, TaskLost
+from stream.errors import Misconfigured, OutcomeUnknown, Refused, SettingsError, TaskLost
 from stream.ports import Token
 from stream.rewind import Found, Rewind, To
 from stream.settings import Settings
@@ -149,7 +149,7 @@ def _ask() -> None:
         raise SettingsError("nothing was changed; give --yes if that is wanted")
     print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise SettingsError("nothing was changed")
+        raise Refused("nothing was changed")
 
 
 def _run(rewind: Rewind, todo: list[Found], to: To) -> None:
