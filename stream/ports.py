@@ -56,13 +56,14 @@ class Committed(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """A record to be written; `partition` None = by the key's hash."""
+    """A record to be written; `partition` None = by the key's hash, `timestamp_ms` None = the time of writing."""
 
     topic: str
     partition: int | None
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp_ms: int | None = None
 
 
 class Offset(NamedTuple):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from stream.chunks import Chunks
 from stream.errors import JournalGap, Misconfigured, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Store, Topic
-from stream.processing.journal import Entry, TaskState, decode
+from stream.processing.journal import REWIND, Entry, TaskState, decode, label_of, part_of
 
 PATIENCE_S = 5.0
 TAIL_RECORDS = 200
@@ -51,6 +51,9 @@ class Recovery:
     _position: int = 0
     _chunks: Chunks | None = None
     _empty_since: float | None = None
+    _ahead: int | None = None
+    _begun: int = 0
+    _anew: int = 0
     replayed: int = 0
 
     def step(self) -> TaskState | None:
@@ -60,7 +63,11 @@ class Recovery:
             if state is not None:
                 return self._begin(state)
             self._chunks = Chunks()
+            self._ahead = 0 if self._marker is None else None
             self.journal.catch_up(self.task)
+        if self._ahead is not None:
+            self._look_ahead(self._chunks)
+            return None
         return self._replay()
 
     def _compare(self) -> TaskState | None:
@@ -68,11 +75,12 @@ class Recovery:
         # round, ticks of another owner that end between the two look as if Kafka had lost them.
         self._marker, _ = self.store.load(self.task, ())
         self._committed = self.inputs.committed(self.task)
-        if self._committed is None and self._marker is not None:
-            self._check_topics_are_those_of(self._marker)
-        state = compared(self.task, self.partitions, self._committed, self._marker)
+        marker = self._marker
+        if self._committed is None and marker is not None:
+            self._check_topics_are_those_of(marker)
+        state = compared(self.task, self.partitions, self._committed, marker)
         if state is None:
-            self._position = self._marker.journal_offset + 1 if self._marker else 0
+            self._position = 0 if marker is None or self._is_of_another_kafka(marker) else marker.journal_offset + 1
         return state
 
     def _check_topics_are_those_of(self, marker: Marker) -> None:
@@ -83,8 +91,8 @@ class Recovery:
             for topic, offset in marker.state.offsets.items()
             if offset > ends[topic]
         ]
-        end = self.journal.end(self.task)
-        if marker.journal_offset >= end:
+        if self._is_of_another_kafka(marker):
+            end = self.journal.end(self.task)
             short.append(f"the journal ends at {end}, the store's last tick lies at {marker.journal_offset}")
         if short:
             raise StoreAhead(
@@ -92,6 +100,32 @@ class Recovery:
                 "Kafka, or the topics were created anew. Connect the Kafka it belongs to; or keep its customers and "
                 "read the topics here from their beginning: `driftline rewind --to earliest --keep-customers`"
             )
+
+    def _is_of_another_kafka(self, marker: Marker) -> bool:
+        return marker.journal_offset >= self.journal.end(self.task)
+
+    def _look_ahead(self, chunks: Chunks) -> None:
+        """Find the newest rewind: an empty store is rebuilt from there, what lies before is not needed.
+
+        A rewind that drops all customers is one, and one that wrote all rows, if all its parts are here.
+        """
+        assert self._ahead is not None
+        records = self.journal.read(self.task, self._ahead, STEP_RECORDS)
+        for record in records:
+            self._ahead = record.offset + 1
+            data = chunks.add(record.value or b"", record.headers)
+            if data is None:
+                continue
+            seq, code, customers = label_of(data)
+            part, count = part_of(code) or (0, 0)
+            if code == REWIND and customers == 0:
+                self._anew = seq
+            elif part:
+                self._begun = seq if part == 1 else self._begun
+                self._anew = self._begun if part == count and seq - self._begun == count - 1 else self._anew
+        if not records:
+            self._ahead = None
+            self.journal.catch_up(self.task)
 
     def _replay(self) -> TaskState | None:
         committed, chunks = self._committed, self._chunks
@@ -120,8 +154,15 @@ class Recovery:
                     f"the journal holds ticks of application {entry.application!r}, this is {self.application!r}; "
                     "give each application its own journal topic"
                 )
-            if entry.seq <= (self._marker.state.seq if self._marker else 0):
+            seq = self._marker.state.seq if self._marker else 0
+            if entry.seq <= seq or (self._marker is None and entry.seq < self._anew):
                 continue
+            part = part_of(entry.code)
+            if entry.seq == committed.seq and part and part[0] < part[1]:
+                raise JournalGap(
+                    f"task {self.task}: a rewind was broken off at part {part[0]} of {part[1]}; "
+                    "run the same `driftline rewind` again, it goes on there"
+                )
             self._apply(entry, record.offset)
             if entry.seq == committed.seq:
                 return self._begin(_agreed(self.task, committed, entry.state))
@@ -129,7 +170,7 @@ class Recovery:
 
     def _apply(self, entry: Entry, offset: int) -> None:
         seq = self._marker.state.seq if self._marker else 0
-        if entry.prev_seq != seq:
+        if entry.prev_seq != seq and entry.seq != self._anew:
             self._check_rebuild(entry)
         marker = Marker(entry.state, self.generation, offset, self.partitions)
         self.store.apply(

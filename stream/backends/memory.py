@@ -79,7 +79,15 @@ class MemoryCluster:
         if partition is None:
             partition = partition_of((outgoing.key or b"").decode(errors="replace"), len(log), "murmur2")
         return log[partition].append(
-            Record(outgoing.topic, partition, 0, timestamp_ms, outgoing.key, outgoing.value, outgoing.headers)
+            Record(
+                outgoing.topic,
+                partition,
+                0,
+                timestamp_ms if outgoing.timestamp_ms is None else outgoing.timestamp_ms,
+                outgoing.key,
+                outgoing.value,
+                outgoing.headers,
+            )
         )
 
     def rebalance(self) -> None:

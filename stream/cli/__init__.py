@@ -14,7 +14,10 @@ from stream.cli import logs
 from stream.errors import DriftlineError, SettingsError
 from stream.settings import Settings, load
 
-COMMANDS = ("demo", "replay", "run", "topics", "customer", "customers", "alerts", "doctor")
+COMMANDS = (
+    *("demo", "replay", "run", "topics", "customer", "customers", "alerts", "doctor"),
+    *("backfill", "forget", "rewind", "repartition"),
+)
 """Each is a module of this package with `add(parser)` and `main(arguments, settings) -> int`."""
 
 

@@ -66,6 +66,22 @@ def check_schema(schema: int, what: str) -> None:
         raise NewerSchema(f"{what} has schema {schema}, this release reads {OLDEST_SCHEMA} to {SCHEMA}; {remedy}")
 
 
+REWIND = "rewind"
+"""In place of the code's hash: no tick but a deliberate rewind. `rewind 2/5` is the second of five parts."""
+
+
+def part_of(code: str) -> tuple[int, int] | None:
+    """Which part of a whole copy of the rows an entry is, and of how many; None = it is none.
+
+    >>> part_of("rewind 2/5"), part_of("rewind"), part_of("f4fab67bc469")
+    ((2, 5), None, None)
+    """
+    if not code.startswith(REWIND + " "):
+        return None
+    part, _, count = code.removeprefix(REWIND + " ").partition("/")
+    return int(part), int(count)
+
+
 class Published(NamedTuple):
     """An alert as it goes out: key (customer id), id, and the CloudEvent's bytes."""
 
@@ -189,6 +205,20 @@ def decode(data: bytes) -> Entry:
         sections.section(data, header, "label_features"),
         sections.section(data, header, "label_churned"),
     )
+
+
+class Label(NamedTuple):
+    """What a journal record says of itself in its header: its tick, its code, and the customers after it."""
+
+    seq: int
+    code: str
+    customers: int
+
+
+def label_of(data: bytes) -> Label:
+    """The label alone, without decoding the rest."""
+    header = sections.unpack_header(data)
+    return Label(header["state"]["seq"], header["code"], header["state"]["customers"])
 
 
 def alerts_of(data: bytes) -> list[Published]:

@@ -28,6 +28,15 @@ def partition_of(key: str, partitions: int, partitioner: str) -> int:
     return (crc32(data) if partitioner == "crc32" else murmur2(data) & 0x7FFFFFFF) % partitions
 
 
+def key_of(customer: str) -> str:
+    """What a producer keys a customer's events by: the userId, or the anonymousId as it stands.
+
+    >>> key_of("c-1"), key_of("anon:7f3a")
+    ('c-1', '7f3a')
+    """
+    return customer.removeprefix("anon:") or customer
+
+
 def is_placed(customer: str, partition: int, partitions: int, partitioner: str) -> bool:
     """Whether a customer's events belong to a partition.
 

@@ -1,8 +1,8 @@
 """What must hold after any run, checked from outside: from the broker's records and Redis's keys alone.
 
 1 each task's journal goes 1, 2, 3, … and its offset ranges tile the input
-2 each tick, run again from its journal entry, gives the same bytes
-3 the alerts are those of the journal, each id once
+2 each tick, run again from its journal entry, gives the same bytes; a rewind does what it says and no more
+3 the alerts are those of the journal, each id once, none of them about history
 4 Redis is what an undisturbed run over the same ticks leaves, row for row
 5 each unusable record is a dead letter once, as it came
 6 each customer is known exactly
@@ -10,6 +10,7 @@
 8 each model version was published once, and learned each journal record before its offsets once
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -24,7 +25,7 @@ from kafka import KafkaConsumer, TopicPartition
 from stream.events import EventRules, Record
 from stream.processing import clock, sections, tick
 from stream.processing.customer import ROW, as_read, blank
-from stream.processing.journal import Entry, TaskState, decode, encode
+from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
 from stream.processing.tick import TickInput
 from stream.processing.version import WARMING, Version, warming
 from stream.settings import Settings
@@ -108,17 +109,23 @@ def check_all(seen: Seen, counts: Mapping[str, Counts], bad: Sequence[Bad]) -> N
 
 def check_the_journal_tiles_the_input(seen: Seen) -> None:
     for task, ticks in seen.ticks.items():
-        assert [one.entry.seq for one in ticks] == list(range(1, len(ticks) + 1)), f"task {task}: a tick lacks"
+        first = ticks[0].entry.seq if ticks and part_of(ticks[0].entry.code) else 1  # a new Kafka begins with a copy
+        seqs = [one.entry.seq for one in ticks]
+        assert seqs == list(range(first, first + len(ticks))), f"task {task}: a tick lacks"
         offsets = dict.fromkeys(seen.settings.inputs, 0)
         stream_time_ms = 0
         for _, entry, _ in ticks:
             where = f"task {task}, tick {entry.seq}"
             assert (entry.task, entry.prev_seq) == (task, entry.seq - 1), where
+            if is_rewind(entry):
+                assert entry.seq == first or dict(entry.offsets_before) == offsets, where
+                offsets, stream_time_ms = dict(entry.state.offsets), entry.state.stream_time_ms
+                continue
             assert dict(entry.offsets_before) == offsets, f"{where}: a gap or an overlap"
             assert all(entry.state.offsets[topic] >= offsets[topic] for topic in offsets), where
             assert entry.state.stream_time_ms >= stream_time_ms, f"{where}: stream time went back"
             offsets, stream_time_ms = dict(entry.state.offsets), entry.state.stream_time_ms
-        ends = {topic: len(seen.inputs[topic, task]) for topic in seen.settings.inputs}
+        ends = {topic: end_of(seen.inputs[topic, task]) for topic in seen.settings.inputs}
         assert offsets == ends, f"task {task}: not read to the end"
 
 
@@ -134,11 +141,16 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
         stored: dict[str, bytes] = {}
         state = TaskState()
         for data, entry, _ in ticks:
+            if is_rewind(entry):
+                check_a_rewind(entry, state, stored)
+                _fold(stored, entry)
+                state = entry.state
+                continue
             assert entry.code == tick.CODE, "the code was changed while the test ran"
             taken = [
                 clock.read(record, event_rules)
                 for name, end in entry.state.offsets.items()
-                for record in seen.inputs[name, task][entry.offsets_before[name] : end]
+                for record in between(seen.inputs[name, task], entry.offsets_before[name], end)
             ]
             merged = clock.merged(taken, settings.inputs)
             before = TickInput(
@@ -165,10 +177,48 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
             state = result.state
 
 
+def is_rewind(entry: Entry) -> bool:
+    """Whether an entry was written by `driftline rewind`."""
+    return entry.code == REWIND or part_of(entry.code) is not None
+
+
+def check_a_rewind(entry: Entry, before: TaskState, stored: Mapping[str, bytes]) -> None:
+    """Customers dropped and the beginning, or nothing changed but the incarnation, or a part of a copy of all rows."""
+    where = f"task {entry.task}, rewind {entry.seq}"
+    made = (entry.alerts, entry.past, entry.uids, entry.label_churned, entry.wakes, entry.released)
+    assert all(len(one) == 0 for one in made), f"{where} made something"
+    part, count = part_of(entry.code) or (0, 0)
+    after = entry.state
+    if part:
+        assert not entry.forgotten, where
+        assert not set(entry.customers) & set(stored) or part == 1, f"{where}: a row twice"
+        if part > 1:
+            assert after == replace(before, seq=entry.seq), where
+        if part == count:
+            known = {*(stored if count > 1 else ()), *entry.customers}
+            assert len(known) == after.customers, f"{where}: {len(known)} rows of {after.customers}"
+        return
+    assert not len(entry.customers), where
+    dropped = TaskState(
+        seq=entry.seq,
+        incarnation=before.incarnation + 1,
+        offsets=dict.fromkeys(after.offsets, 0),
+        schema=before.schema,
+        history_until_ms=max(before.stream_time_ms, before.history_until_ms),
+    )
+    kept = replace(before, seq=entry.seq, incarnation=before.incarnation + 1)
+    assert (after == dropped and set(entry.forgotten) == set(stored)) or (after == kept and not entry.forgotten), (
+        f"{where}: from {before} with {len(stored)} customers to {after}, {len(entry.forgotten)} forgotten"
+    )
+
+
 def check_alerts_are_those_of_the_journal(seen: Seen) -> None:
     journalled = [alert for ticks in seen.ticks.values() for one in ticks for alert in one.entry.alerts]
     of_journal = Counter((alert.key.encode(), alert.value) for alert in journalled)
     assert Counter(seen.alerts) == of_journal, "the alerts are not those of the journal"
+    past = {alert.id for ticks in seen.ticks.values() for one in ticks for alert in one.entry.past}
+    told = past & {orjson.loads(value)["id"] for _, value in seen.alerts}
+    assert not told, f"published although they are about history: {told}"
     ids = Counter(orjson.loads(value)["id"] for _, value in seen.alerts)
     assert ids.total() == len(ids), f"published more than once: {[one for one, count in ids.items() if count > 1]}"
 
@@ -235,8 +285,19 @@ def check_the_group_is_at_the_end(seen: Seen) -> None:
         last = seen.ticks[task][-1].entry.state
         stamp = seen.committed[topic, task]
         assert stamp is not None, f"{topic}-{task}: nothing is committed"
-        assert stamp[0] == len(records), f"{topic}-{task}: committed {stamp[0]} of {len(records)}"
+        assert stamp[0] == end_of(records), f"{topic}-{task}: committed {stamp[0]} of {end_of(records)}"
         assert orjson.loads(stamp[1]) == {"seq": last.seq, "inc": last.incarnation}, f"{topic}-{task}: {stamp[1]}"
+
+
+def between(records: Sequence[Record], start: int, end: int) -> Sequence[Record]:
+    """The records from one offset up to another; what a transaction leaves beside its records has offsets too."""
+    first = bisect_left(records, start, key=lambda record: record.offset)
+    return records[first : bisect_left(records, end, key=lambda record: record.offset)]
+
+
+def end_of(records: Sequence[Record]) -> int:
+    """The offset after the last record."""
+    return records[-1].offset + 1 if records else 0
 
 
 def check_versions_learned_each_record_once(seen: Seen) -> None:

@@ -55,7 +55,9 @@ def check_topics(settings: Settings) -> list[TopicCheck]:
             if not count:
                 faults.append("does not exist: run `driftline topics create`")
             elif count != needed:
-                faults.append(f"has {count} partitions, the other input topic {needed}: they must be equal")
+                faults.append(
+                    f"has {count} partitions, the other input topic {needed}: run `driftline repartition {name} DST`"
+                )
             checks.append(TopicCheck(name, count, tuple(faults)))
         for name, (expected, configs) in _ours(settings, needed).items():
             if name not in present:

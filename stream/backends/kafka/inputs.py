@@ -294,8 +294,8 @@ class KafkaInputs:
         if len(set(counts.values())) != 1:
             raise Misconfigured(
                 f"the input topics have {counts} partitions; a customer's events must lie in the same partition number "
-                "of each, so the counts must be equal: add partitions to the smaller one before it holds data, or copy "
-                "it into a new topic"
+                "of each, so the counts must be equal: copy one into a new topic with "
+                "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
             )
         return counts[self.topics[0]]
 

@@ -89,7 +89,8 @@ class KafkaOutputs:
         try:
             producer.begin_transaction()
             futures = [
-                producer.send(one.topic, one.value, one.key, list(one.headers), one.partition) for one in records
+                producer.send(one.topic, one.value, one.key, list(one.headers), one.partition, one.timestamp_ms)
+                for one in records
             ]
             if offsets:
                 stamped = {

@@ -1,0 +1,103 @@
+"""Forget one customer: their record ends, and begins anew should they come back.
+
+The order goes into the clickstream topic behind what they did before; the worker that reads it ends the record.
+"""
+
+import argparse
+import sys
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+from stream.backends.kafka import KafkaOutputs
+from stream.backends.kafka.offsets import Kept, kept
+from stream.backends.redis import RedisStore
+from stream.errors import OutcomeUnknown
+from stream.events import FORGET_HEADER
+from stream.ports import Outgoing, Store
+from stream.settings import Settings
+from stream.trainer import NO_GROUP
+
+LOOK_EVERY_S = 0.2
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("id", help="customer id: a userId, or anon: and an anonymousId")
+    parser.add_argument(
+        "--wait-s", type=float, default=60.0, metavar="N", help="longest wait for a worker to have done it, s (60)"
+    )
+
+
+def main(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Send the order and wait until it is carried out; exit 1 if there is no such customer."""
+    customer: str = arguments.id
+    with closing(RedisStore(settings)) as store:
+        tasks = [task for task in store.tasks() if store.load(task, [customer])[1]]
+        if not tasks:
+            print(
+                f"driftline: no customer {customer!r} in application {settings.application.name!r}; what they did may "
+                f"still lie in topics:\n{_remains(settings)}",
+                file=sys.stderr,
+            )
+            return 1
+        places = [(task, _order(settings, task, customer)) for task in tasks]
+        until = time.monotonic() + arguments.wait_s
+        while not (done := all(_past(store, settings, task, offset) for task, offset in places)):
+            if time.monotonic() >= until:
+                break
+            time.sleep(LOOK_EVERY_S)
+        back = done and any(store.load(task, [customer])[1] for task in tasks)
+    if not done:
+        print(f"queued: {customer} is forgotten as soon as a worker reads the order; none has within the wait")
+    elif back:
+        print(f"forgotten: {customer}, who has been met again since; what came in from then on is kept")
+    else:
+        print(f"forgotten: {customer}")
+    print(_remains(settings))
+    return 0
+
+
+def _order(settings: Settings, task: int, customer: str) -> int:
+    """Write the order into the partition where the customer's record is kept; returns its offset."""
+    # Without a value: a release that does not know the header sets it aside instead of counting it as an event.
+    order = Outgoing(settings.topics.clickstream, task, customer.encode(), None, ((FORGET_HEADER, b"1"),))
+    with closing(KafkaOutputs(settings, "forget")) as outputs:
+        try:
+            (offset,) = outputs.commit([order], (), NO_GROUP)
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(f"{error}; run the same command again, to forget twice does no harm") from error
+    return offset
+
+
+def _past(store: Store, settings: Settings, task: int, offset: int) -> bool:
+    """Whether the store has come past the order."""
+    marker, _ = store.load(task, ())
+    return marker is not None and marker.state.offsets.get(settings.topics.clickstream, 0) > offset
+
+
+def _remains(settings: Settings) -> str:
+    """Where the customer may still be found, and until when."""
+    now = datetime.now(UTC)
+    ours = [settings.topic("journal"), settings.topic("alerts"), settings.topic("dead_letters")]
+    lines = ["what remains, and until when at the latest:"]
+    for topic, keep in kept(settings, [*settings.inputs, *ours]).items():
+        lines.append(f"  {topic:32} {_until(keep, now)}")
+    lines.append(
+        "models: the trainer takes the customer out of its sample as it reads the journal; older versions hold "
+        "their numbers under\n  a hash of the id until they are compacted away. The sample of events is numbers "
+        "without an id.\nwhat subscribers of the alerts hold is theirs to delete"
+    )
+    return "\n".join(lines)
+
+
+def _until(keep: Kept, now: datetime) -> str:
+    if keep.retention_ms < 0:
+        return "for ever (retention.ms = -1): set one, or delete the records yourself"
+    # A segment is deleted once its newest record is old enough, and takes records for up to segment.ms.
+    last = now + timedelta(milliseconds=keep.retention_ms + keep.segment_ms)
+    days = 86_400_000
+    return (
+        f"{last:%Y-%m-%d %H:%M} UTC (retention.ms {keep.retention_ms / days:.3g} d, "
+        f"segment.ms {keep.segment_ms / days:.3g} d)"
+    )

@@ -1,0 +1,243 @@
+"""Copy an input topic into one with another partition count, or by another partitioner: SRC into DST.
+
+Every record goes where its customer belongs, with its headers, value and timestamp, in the order of its customer.
+Killed half-way, the same command goes on where it was.
+"""
+
+import argparse
+import heapq
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from itertools import islice
+
+import orjson
+
+from stream.backends.kafka import KafkaOutputs, KafkaTopic
+from stream.backends.kafka.offsets import (
+    Place,
+    Span,
+    committed,
+    create_like,
+    exists,
+    kept,
+    members,
+    outsider,
+    partitions_of,
+    spans,
+)
+from stream.cli.progress import progress
+from stream.errors import InvalidEvent, Misconfigured, OutcomeUnknown, SettingsError, TaskLost
+from stream.events import HISTORY_HEADER, EventRules, Record
+from stream.ports import Offset, Outgoing
+from stream.processing import clock
+from stream.processing.placement import is_placed, key_of, partition_of
+from stream.settings import Settings
+
+BATCH = 2_000
+"""Records a transaction."""
+SAMPLE = 1_000
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("source", metavar="SRC", help="the topic as it is")
+    parser.add_argument("target", metavar="DST", help="the topic to be; created with SRC's retention if it is missing")
+    parser.add_argument(
+        "--partitions", type=int, metavar="N", help="partitions of DST (default: those of the other input topic)"
+    )
+
+
+def main(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Copy what is not copied yet."""
+    source, target = arguments.source, arguments.target
+    if source == target:
+        raise SettingsError("SRC and DST are the same topic; name a new one for DST")
+    if not exists(settings, source):
+        raise SettingsError(f"there is no topic {source}")
+    (width,) = partitions_of(settings, [source])
+    partitions = arguments.partitions or _partitions_of_the_other(settings, source, target)
+    if partitions < 1:
+        raise SettingsError(f"--partitions is {partitions}; give at least 1")
+    copy = Copy(settings, source, target, width, partitions)
+    with ExitStack() as stack:
+        topic = stack.enter_context(closing(KafkaTopic(settings, source)))
+        if width == partitions and copy.fits(topic):
+            raise Misconfigured(
+                f"{source} has {width} partitions already, and its first customers lie where "
+                f"{settings.kafka.partitioner} puts them: there is nothing to mend"
+            )
+        copy.prepare()
+        # What an earlier run left open is aborted before anything is read.
+        outputs = stack.enter_context(closing(KafkaOutputs(settings, f"repartition.{target}")))
+        return copy.run(topic, outputs)
+
+
+def _partitions_of_the_other(settings: Settings, source: str, target: str) -> int:
+    others = [name for name in settings.inputs if name not in (source, target)]
+    if len(others) != 1:
+        raise SettingsError(
+            f"neither {source} nor {target} is an input topic ({', '.join(settings.inputs)}); give --partitions N"
+        )
+    if not exists(settings, others[0]):
+        raise SettingsError(f"the other input topic, {others[0]}, does not exist; create it, or give --partitions N")
+    return partitions_of(settings, others)[0]
+
+
+class Copy:
+    """One topic's way into another; its position is committed in a group of its own, with each batch."""
+
+    def __init__(self, settings: Settings, source: str, target: str, width: int, partitions: int) -> None:
+        self._settings = settings
+        self._source, self._target = source, target
+        self._width, self._partitions = width, partitions
+        self._group = f"{settings.application.name}.repartition.{target}"
+        application = settings.application
+        self._rules = EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
+
+    def fits(self, topic: KafkaTopic) -> bool:
+        """Whether the first customers lie where they belong."""
+        seen = 0
+        for partition in range(self._width):
+            for record in topic.read(partition, 0, SAMPLE):
+                customer = self._customer(record)
+                if customer is not None:
+                    seen += 1
+                    if not is_placed(customer, partition, self._partitions, self._settings.kafka.partitioner):
+                        return False
+        return seen > 0
+
+    def prepare(self) -> None:
+        """Create the target, or check that it is fit to be one."""
+        settings, source, target = self._settings, self._source, self._target
+        if not exists(settings, target):
+            create_like(settings, source, target, self._partitions)
+            return
+        (found,) = partitions_of(settings, [target])
+        if found != self._partitions:
+            raise Misconfigured(
+                f"{target} has {found} partitions, not {self._partitions}; name a new topic for DST, or give "
+                f"--partitions {found} if that is meant"
+            )
+        keeps = kept(settings, [source, target])
+        longest, least = (keeps[name].retention_ms for name in (source, target))
+        if 0 <= least < (longest if longest >= 0 else least + 1):
+            raise Misconfigured(
+                f"{target} keeps a record for {least} ms (retention.ms), {source} for {longest}: records keep their "
+                f"timestamps, and old ones would be deleted before they are read. Raise it to that of {source}"
+            )
+
+    def run(self, topic: KafkaTopic, outputs: KafkaOutputs) -> int:
+        settings, source = self._settings, self._source
+        places = spans(settings, [source])
+        stamps = committed(settings, self._group, places)
+        # Each batch is stamped with how many records are copied with it.
+        before = max((orjson.loads(metadata)["seq"] for _, metadata in stamps.values()), default=0)
+        starts = {partition: stamps.get((source, partition), (0, ""))[0] for partition in range(self._width)}
+        read = {
+            place[1]: offset for place, (offset, _) in committed(settings, settings.application.name, places).items()
+        }
+        records = self._records(topic, starts, places)
+        batch = list(islice(records, BATCH))
+        if batch:
+            self._check_target(before)
+        elif before:
+            print(f"all {before:,} records of {source} are in {self._target} already; nothing was written")
+        counts = Counter[str](copied=before)
+        total = before + sum(span.end - max(starts[place[1]], span.begin) for place, span in places.items())
+        with progress(f"copying {source}", total, before) as advance:
+            while batch:
+                self._write(outputs, batch, read, counts)
+                advance(len(batch))
+                batch = list(islice(records, BATCH))
+        if counts["copied"] > before or not before:
+            print(
+                f"copied {counts['copied'] - before:,} records of {source} into {self._target}, {self._partitions} "
+                f"partitions: {counts['history']:,} processed before and marked as history, {counts['unusable']:,} "
+                "unusable ones, left to become dead letters"
+            )
+        self._say_next()
+        return 0
+
+    def _records(self, topic: KafkaTopic, starts: Mapping[int, int], places: Mapping[Place, Span]) -> Iterator[Record]:
+        """What is to be copied, each partition in its own order, the oldest timestamp first."""
+        each = [_partition(topic, number, starts[number], places[self._source, number].end) for number in starts]
+        return heapq.merge(*each, key=lambda record: record.timestamp_ms)
+
+    def _check_target(self, before: int) -> None:
+        places = spans(self._settings, [self._target])
+        if not before and any(span.end > span.begin for span in places.values()):
+            count, whose = self._count(places), "none of them"
+        elif before:
+            count, whose = self._count(places), f"{before:,} of them"
+        else:
+            return
+        if count > before:
+            raise Misconfigured(
+                f"{self._target} holds {count:,} records, this copy wrote {whose}: what is copied behind the others "
+                "would be out of order. Name a new topic for DST"
+            )
+
+    def _count(self, places: Mapping[Place, Span]) -> int:
+        with closing(KafkaTopic(self._settings, self._target)) as topic:
+            return sum(1 for (_, number), span in places.items() for _ in _partition(topic, number, 0, span.end))
+
+    def _write(self, outputs: KafkaOutputs, batch: list[Record], read: Mapping[int, int], counts: Counter[str]) -> None:
+        nexts = {record.partition: record.offset + 1 for record in batch}
+        sending = [self._copied(record, read.get(record.partition, 0), counts) for record in batch]
+        counts["copied"] += len(batch)
+        offsets = [Offset(self._source, number, at, counts["copied"], 0) for number, at in nexts.items()]
+        try:
+            outputs.commit(sending, offsets, outsider(self._group))
+        except (OutcomeUnknown, TaskLost) as error:
+            raise OutcomeUnknown(f"{error}; run the same command again: it goes on where this one came to") from error
+
+    def _copied(self, record: Record, read_to: int, counts: Counter[str]) -> Outgoing:
+        """The record where it belongs. Its timestamp is kept: an event without a time of its own happened then."""
+        customer, headers, key = self._customer(record), record.headers, record.key
+        if customer is None:
+            counts["unusable"] += 1
+            partition = record.partition % self._partitions
+            if key is None and record.value is None:
+                key = b""  # the client refuses a record with neither
+        else:
+            text = customer if key == customer.encode() else key_of(customer)
+            partition, key = partition_of(text, self._partitions, self._settings.kafka.partitioner), text.encode()
+            if record.offset < read_to and all(name != HISTORY_HEADER for name, _ in headers):
+                counts["history"] += 1
+                headers = (*headers, (HISTORY_HEADER, b"1"))
+        return Outgoing(self._target, partition, key, record.value, headers, record.timestamp_ms)
+
+    def _customer(self, record: Record) -> str | None:
+        outcome = clock.read(record, self._rules).outcome
+        return None if isinstance(outcome, InvalidEvent) else outcome.customer
+
+    def _say_next(self) -> None:
+        settings, name = self._settings, self._settings.application.name
+        role = "purchases" if self._source == settings.topics.purchases else "clickstream"
+        print(
+            f"next: 1. stop the producers of {self._source}, then the workers of {name}, and run this command again\n"
+            "   for what came meanwhile\n"
+            f'2. set topics.{role} = "{self._target}" and a new application.name: the customers of {name} lie by the\n'
+            "   old partitions, so its Redis keys, journal and models cannot be kept (an application that has never\n"
+            "   processed anything keeps its name)\n"
+            f"3. driftline topics create, start workers, point the producers at {self._target}. What the topics\n"
+            "   no longer hold is not known to the new application; what is marked as history counts and is not told\n"
+            "   again"
+        )
+        if running := members(settings):
+            print(
+                f"driftline: {', '.join(running)} still work: what they process from now on is not marked as history",
+                file=sys.stderr,
+            )
+
+
+def _partition(topic: KafkaTopic, number: int, start: int, end: int) -> Iterator[Record]:
+    """A partition's records from `start` up to `end`."""
+    while records := topic.read(number, start, BATCH):
+        for record in records:
+            if record.offset >= end:
+                return
+            yield record
+        start = records[-1].offset + 1
