@@ -6,7 +6,7 @@ takes over goes on exactly there.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -63,8 +63,8 @@ class Trainer:
         if not self._models.owned():
             self._give_up()
             return False
-        if self._outputs is None:
-            self._take_over()
+        if self._outputs is None and not self._take_over():
+            return False
         busy = False
         count = self._journal.partitions()
         for turn in range(count):
@@ -90,8 +90,8 @@ class Trainer:
         self._journal.close()
         self._models.close()
 
-    def _take_over(self) -> None:
-        """Fence the trainer before, and go on from the newest version."""
+    def _take_over(self) -> bool:
+        """Fence the trainer before, and go on from the newest version; returns whether it could write."""
         outputs = self._make_outputs()
         try:
             self._models.catch_up(0)
@@ -112,6 +112,7 @@ class Trainer:
         self._outputs = outputs  # last: only a whole take-over counts
         self._metrics.training.set(1)
         log.info("trainer takes over", extra={"version": self._learner.number, "learned": dict(self._learned)})
+        return self._keep_config()
 
     def _give_up(self) -> None:
         if self._outputs is not None:
@@ -180,24 +181,36 @@ class Trainer:
         assert self._outputs is not None
         topic, settings = self._settings.topic("models"), self._settings
         records = chunked(topic, 0, f"{KEY}{version.number:08d}".encode(), to_bytes(version, {"code": 1}), {})
-        config = f"{CONFIG_KEY}{settings.config_hash}".encode()
-        records.append(Outgoing(topic, 0, config, settings.config_text))
         self._versions.refresh()
         oldest_ms = self._wall_ms() - round((settings.journal.retention_days + 1) * 86_400_000)
         for number, published_ms in sorted(self._versions.published_ms.items())[:-KEEP_VERSIONS]:
             # No journal record that is still kept can need it: a tombstone lets compaction drop it.
             if published_ms < oldest_ms:
                 records += [Outgoing(topic, 0, key, None) for key in self._versions.chunks.get(number, ())]
-        try:
-            self._outputs.commit(records, (), NO_GROUP)
-        except (TaskLost, OutcomeUnknown) as error:
-            log.warning("a model version was not published: %s", error)
-            self._give_up()  # taking over again begins with whatever was published
+        if not self._commit(records):
             return False
         log.info(
             "published a model version",
             extra={"version": version.number, "learned": dict(version.learned), **_ready(version)},
         )
+        return True
+
+    def _keep_config(self) -> bool:
+        """Keep the text behind the configuration hash that ticks are stamped with."""
+        key = self._settings.config_hash
+        if key in self._versions.configs:
+            return True
+        topic = self._settings.topic("models")
+        return self._commit([Outgoing(topic, 0, f"{CONFIG_KEY}{key}".encode(), self._settings.config_text)])
+
+    def _commit(self, records: Sequence[Outgoing]) -> bool:
+        assert self._outputs is not None
+        try:
+            self._outputs.commit(records, (), NO_GROUP)
+        except (TaskLost, OutcomeUnknown) as error:
+            log.warning("the models topic was not written: %s", error)
+            self._give_up()  # taking over again begins with whatever was published
+            return False
         return True
 
 

@@ -12,7 +12,11 @@ CONFIG_KEY = "config/"
 
 
 class Versions:
-    """Follows the models topic. `published_ms` maps each version still kept to its record's timestamp."""
+    """Follows the models topic.
+
+    `published_ms` maps each version still kept to its record's timestamp, `configs` to the text behind each
+    configuration hash.
+    """
 
     def __init__(self, topic: Topic) -> None:
         self._topic = topic
@@ -22,11 +26,16 @@ class Versions:
         self.newest: Version | None = None
         self.published_ms: dict[int, int] = {}
         self.chunks: dict[int, list[bytes]] = {}
+        self.configs: dict[str, bytes] = {}
 
     def refresh(self) -> Version | None:
         """Read what is new; returns the newest whole version, None while there is none."""
         while records := self._topic.read(0, self._position, 100):
             self._position = records[-1].offset + 1
+            for record in records:
+                key = (record.key or b"").decode()
+                if key.startswith(CONFIG_KEY) and record.value is not None:
+                    self.configs[key.removeprefix(CONFIG_KEY)] = record.value
             for number, record in _of_versions(records):
                 if record.value is None:
                     self.published_ms.pop(number, None)

@@ -1,6 +1,7 @@
 """Forget one customer: their record ends, and begins anew should they come back.
 
-The order goes into the clickstream topic behind what they did before; the worker that reads it ends the record.
+The order goes into both input topics, behind what they did before: either may hold events that no worker has read
+yet. The worker that reads it ends the record.
 """
 
 import argparse
@@ -41,9 +42,9 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
                 file=sys.stderr,
             )
             return 1
-        places = [(task, _order(settings, task, customer)) for task in tasks]
+        places = [(task, topic, offset) for task in tasks for topic, offset in _order(settings, task, customer).items()]
         until = time.monotonic() + arguments.wait_s
-        while not (done := all(_past(store, settings, task, offset) for task, offset in places)):
+        while not (done := all(_past(store, *place) for place in places)):
             if time.monotonic() >= until:
                 break
             time.sleep(LOOK_EVERY_S)
@@ -58,22 +59,23 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _order(settings: Settings, task: int, customer: str) -> int:
-    """Write the order into the partition where the customer's record is kept; returns its offset."""
+def _order(settings: Settings, task: int, customer: str) -> dict[str, int]:
+    """Write the order into the partitions that the customer's record is made from; returns its offset in each topic."""
     # Without a value: a release that does not know the header sets it aside instead of counting it as an event.
-    order = Outgoing(settings.topics.clickstream, task, customer.encode(), None, ((FORGET_HEADER, b"1"),))
+    header = (FORGET_HEADER, b"1")
+    orders = [Outgoing(topic, task, customer.encode(), None, (header,)) for topic in settings.inputs]
     with closing(KafkaOutputs(settings, "forget")) as outputs:
         try:
-            (offset,) = outputs.commit([order], (), NO_GROUP)
+            offsets = outputs.commit(orders, (), NO_GROUP)
         except OutcomeUnknown as error:
             raise OutcomeUnknown(f"{error}; run the same command again, to forget twice does no harm") from error
-    return offset
+    return dict(zip(settings.inputs, offsets, strict=True))
 
 
-def _past(store: Store, settings: Settings, task: int, offset: int) -> bool:
+def _past(store: Store, task: int, topic: str, offset: int) -> bool:
     """Whether the store has come past the order."""
     marker, _ = store.load(task, ())
-    return marker is not None and marker.state.offsets.get(settings.topics.clickstream, 0) > offset
+    return marker is not None and marker.state.offsets.get(topic, 0) > offset
 
 
 def _remains(settings: Settings) -> str:

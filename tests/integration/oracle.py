@@ -24,8 +24,9 @@ from kafka import KafkaConsumer, TopicPartition
 
 from stream.events import EventRules, Record
 from stream.processing import clock, sections, tick
-from stream.processing.customer import ROW, as_read, blank
+from stream.processing.customer import ROW, SCHEMA, as_read, blank
 from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
+from stream.processing.looking import Rules
 from stream.processing.tick import TickInput
 from stream.processing.version import WARMING, Version, warming
 from stream.settings import Settings
@@ -130,16 +131,13 @@ def check_the_journal_tiles_the_input(seen: Seen) -> None:
 
 
 def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
-    settings = seen.settings
-    application = settings.application
-    event_rules = EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
-    rules = tick.rules(settings)
-    numbers = {one.entry.model_version for ticks in seen.ticks.values() for one in ticks}
-    versions = _versions(seen, numbers) | {WARMING: warming(settings.models)}
+    configs = {config: _configured(seen, config) for config in {one.entry.config for one in _ticks_of(seen)}}
+    numbers = {one.entry.model_version for one in _ticks_of(seen)}
+    versions = _versions(seen, numbers) | {WARMING: warming(seen.settings.models)}
     assert numbers <= set(versions), f"versions {sorted(numbers - set(versions))} were never published"
     for task, ticks in seen.ticks.items():
         stored: dict[str, bytes] = {}
-        state = TaskState()
+        state = replace(TaskState(), schema=ticks[0].entry.state.schema if ticks else SCHEMA)
         for data, entry, _ in ticks:
             if is_rewind(entry):
                 check_a_rewind(entry, state, stored)
@@ -147,12 +145,13 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
                 state = entry.state
                 continue
             assert entry.code == tick.CODE, "the code was changed while the test ran"
+            event_rules, rules = configs[entry.config]
             taken = [
                 clock.read(record, event_rules)
                 for name, end in entry.state.offsets.items()
                 for record in between(seen.inputs[name, task], entry.offsets_before[name], end)
             ]
-            merged = clock.merged(taken, settings.inputs)
+            merged = clock.merged(taken, seen.settings.inputs)
             before = TickInput(
                 task,
                 entry.partitions,
@@ -175,6 +174,22 @@ def check_ticks_run_again_give_the_same_bytes(seen: Seen) -> None:
             assert again == data, f"{where}: run again it gives another journal record: {_difference(data, again)}"
             _fold(stored, result)
             state = result.state
+
+
+def _ticks_of(seen: Seen) -> list[Tick]:
+    """All ticks; a rewind is none."""
+    return [one for ticks in seen.ticks.values() for one in ticks if not is_rewind(one.entry)]
+
+
+def _configured(seen: Seen, config: str) -> tuple[EventRules, Rules]:
+    """What a tick stamped with this configuration was run by: its text lies beside the models."""
+    texts = [one.value for one in seen.models if one.key == f"config/{config}".encode() and one.value]
+    assert texts, f"the text behind configuration {config} was not kept"
+    settings = Settings.from_config_text(texts[0])
+    assert settings.config_hash == config
+    application = settings.application
+    ahead_ms = round(settings.tick.max_ahead_s * 1000)
+    return EventRules(application.currency, application.rates, ahead_ms), tick.rules(settings)
 
 
 def is_rewind(entry: Entry) -> bool:

@@ -16,9 +16,10 @@ from uuid import uuid4
 import orjson
 import pytest
 import redis
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import create_topics
 from stream.settings import Settings, load
@@ -255,3 +256,20 @@ class Site:
             for key, value in saved.items():
                 pipeline.restore(key, 0, value)
             pipeline.execute()
+
+
+def kinds(seen: Seen) -> set[str]:
+    return {orjson.loads(value)["data"]["kind"] for _, value in seen.alerts}
+
+
+def offsets_set(site: Site, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+    """Change the group's offsets, as soon as its last member is gone."""
+
+    def accepted() -> bool:
+        with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin, suppress(KafkaError):
+            answers = admin.alter_group_offsets(site.name, offsets)
+            return "NoError" in str(answers)
+        return False
+
+    site.expel("w1")
+    until(accepted, "the group to be empty", 30)

@@ -3,26 +3,15 @@
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
 import pytest
 
 from stream.cli.customer import newest_version
 from tests.integration.shop import Counts
-from tests.integration.test_worker import ROOT, Site
+from tests.integration.site import ROOT
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture
-def site(kafka_bootstrap: str, redis_url: str, tmp_path: Path) -> Iterator[Site]:
-    site = Site(kafka_bootstrap, redis_url, tmp_path)
-    yield site
-    site.asking.close()
-    for running in site.running:
-        running.kill()
 
 
 def test_an_export_gives_every_customer_once_as_customer_does_also_while_a_worker_runs(site):

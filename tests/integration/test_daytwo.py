@@ -2,7 +2,7 @@
 
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,18 +21,9 @@ from stream.processing.customer import ROW
 from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import Bad, Counts, Sent
-from tests.integration.test_worker import PARTITIONS, Running, Site, kinds, offsets_set, send, until
+from tests.integration.site import PARTITIONS, Running, Site, kinds, offsets_set, until
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture
-def site(kafka_bootstrap: str, redis_url: str, tmp_path: Path) -> Iterator[Site]:
-    site = Site(kafka_bootstrap, redis_url, tmp_path)
-    yield site
-    site.asking.close()
-    for running in site.running:
-        running.kill()
 
 
 def killed(site: Site, step: str, number: int, *command: str) -> None:
@@ -529,5 +520,5 @@ def test_a_repartition_into_a_topic_that_holds_something_else_is_refused(site):
     source = site.shop.clickstream
     assert "has 5 partitions, not 4" in refused(site, "repartition", source, target, "--partitions", "4")
     killed(site, "after-commit", 1, "repartition", source, target, "--partitions", "5")
-    send(site, target, [(0, b"c-1", b"{}")])
+    site.send(target, [(0, b"c-1", b"{}")])
     assert "holds 51 records, this copy wrote 50" in refused(site, "repartition", source, target, "--partitions", "5")

@@ -2,8 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,21 +22,12 @@ from kafka.structs import OffsetAndMetadata
 from stream.backends.kafka import KafkaQuestions
 from stream.diagnosis import OK, WARNING, WRONG
 from tests.integration import oracle
-from tests.integration.test_worker import PARTITIONS, ROOT, Site
+from tests.integration.site import PARTITIONS, ROOT, Site
 from tests.servers import KafkaServer, RedisServer
 
 pytestmark = pytest.mark.servers
 
 NOBODY = "127.0.0.1:1"
-
-
-@pytest.fixture
-def site(kafka_bootstrap: str, redis_url: str, tmp_path: Path) -> Iterator[Site]:
-    site = Site(kafka_bootstrap, redis_url, tmp_path)
-    yield site
-    site.asking.close()
-    for running in site.running:
-        running.kill()
 
 
 class Report:

@@ -5,7 +5,7 @@ Each test ends with the oracle, which looks from outside and knows what must com
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,16 +19,12 @@ from stream.backends.kafka import KafkaTopic
 from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import Counts
-from tests.integration.site import PARTITIONS, Site, get, until
+from tests.integration.site import PARTITIONS, get, kinds, offsets_set, until
 
 pytestmark = pytest.mark.servers
 
 PUBLISHED = '"published a model version"'
 REDIS_MISSED = '"recovering: Redis at'
-
-
-def kinds(seen: Seen) -> set[str]:
-    return {orjson.loads(value)["data"]["kind"] for _, value in seen.alerts}
 
 
 # A clean run
@@ -288,19 +284,6 @@ def test_a_worker_slower_than_the_longest_poll_interval_does_not_commit_what_it_
 
 
 # What an operator sees
-
-
-def offsets_set(site: Site, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-    """Change the group's offsets, as soon as its last member is gone."""
-
-    def accepted() -> bool:
-        with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin, suppress(KafkaError):
-            answers = admin.alter_group_offsets(site.name, offsets)
-            return "NoError" in str(answers)
-        return False
-
-    site.expel("w1")
-    until(accepted, "the group to be empty", 30)
 
 
 @pytest.mark.parametrize("stamped", [True, False], ids=["stamp kept", "stamp gone"])
