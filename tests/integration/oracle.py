@@ -353,6 +353,7 @@ def asking(settings: Settings) -> KafkaConsumer:
         group_id=settings.application.name,
         isolation_level="read_committed",
         enable_auto_commit=False,
+        reconnect_backoff_max_ms=1_000,  # the broker may have been away for long
     )
 
 
