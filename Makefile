@@ -12,11 +12,21 @@ $(READY): requirements-dev.lock pyproject.toml
 	touch $(READY)
 
 SEEDS ?= 0:10000
+SPEED ?= 21600
 
-.PHONY: demo test check simulate bench lock clean help
+.PHONY: demo up down status test check simulate bench lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
+
+up: $(READY)  ## the whole stack on this machine, without Docker; SPEED=86400 replays the shop at a day a second
+	$(RUN) deploy.local up --speed $(SPEED)
+
+status: $(READY)  ## what is up, and how it is
+	@$(RUN) deploy.local status
+
+down: $(READY)  ## end it and remove what it wrote
+	@$(RUN) deploy.local down
 
 test: check  ## check, then 300 schedules of faults in memory, then everything on a real Kafka and a real Redis
 	$(RUN) pytest tests/simulation

@@ -5,6 +5,7 @@
     ├── InvalidEvent          one record cannot be used: it goes to the dead letters, the stream goes on
     ├── Retriable             wait, then try the same again
     │   ├── BrokerUnavailable
+    │   ├── TransactionOpen   the worker that had the task before left a transaction undecided
     │   └── StoreUnavailable
     ├── TaskLost              another worker owns the task, or the store moved on: drop what is cached, recover
     ├── CannotTell            a server refuses a question of `driftline doctor`: ask the others, and say so
@@ -47,6 +48,10 @@ class Retriable(DriftlineError):
 
 class BrokerUnavailable(Retriable):
     """Kafka did not answer."""
+
+
+class TransactionOpen(Retriable):
+    """A task's committed offsets are not settled: its former owner's transaction is neither committed nor aborted."""
 
 
 class StoreUnavailable(Retriable):

@@ -6,13 +6,16 @@ Counters and histograms are added up per tick, not per event.
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stream.events import REASONS, Kind
-from stream.processing.alerts import KINDS
+from stream.processing.alerts import CHURN_RISK, KINDS
 
 PHASES = ("poll", "load", "process", "commit", "apply", "train")
+BUILD = ("version", "code", "config", "worker")
+ENDS = ("forgotten", "expired")
 LOST = {
     "stale": "the group has moved on",
     "unknown": "a commit without an answer",
     "store": "the store is not where this worker is",
+    "open_transaction": "the worker that had the task before left a transaction undecided",
     "broker_unavailable": "Kafka does not answer",
     "store_unavailable": "Redis does not answer",
 }
@@ -40,6 +43,9 @@ class Metrics:
             "Events counted late (older than the customer's last) or with a clamped time.",
             ("reason",),
         )
+        self.ended = counter(
+            "customers_ended_total", "Customers whose row has ended: by request, or after their retention.", ("reason",)
+        )
         self.dead_letters = counter("dead_letters_total", "Records that could not be used, by reason.", ("reason",))
         self.alerts = counter("alerts_total", "Alerts published, by kind.", ("kind",))
         self.held = counter("alerts_held_total", "Alerts held back, by kind and reason.", ("kind", "reason"))
@@ -59,11 +65,25 @@ class Metrics:
         self.phase_seconds = counter(
             "phase_cpu_seconds_total", "CPU time of the worker's thread, by phase of the loop.", ("phase",)
         )
-        self.tasks = gauge("tasks", "Tasks of this worker, by state.", ("state",))
-        self.lag = gauge(
-            "stream_time_lag_seconds", "Wall clock minus stream time, per task; large in a replay.", ("task",)
+        self.phase_wall_seconds = counter(
+            "phase_seconds_total",
+            "Wall time of the worker's loop, by phase; poll is where it waits for events.",
+            ("phase",),
         )
-        self.customers = gauge("customers", "Customers known, per task.", ("task",))
+        self.build = gauge(
+            "build_info", "1, with the release, the hashes of code and settings, and application.instance.", BUILD
+        )
+        self.tasks = gauge("tasks", "Tasks of this worker, by state.", ("state",))
+        self.recovering = gauge(
+            "task_recovering_seconds", "How long a task has not been ready; 0 once it is.", ("task",)
+        )
+        self.lag = gauge(
+            "stream_time_lag_seconds", "Wall clock minus stream time, per ready task; large in a replay.", ("task",)
+        )
+        self.lag_records = gauge(
+            "input_lag_records", "Records of a ready task not committed yet, per input topic.", ("task", "topic")
+        )
+        self.customers = gauge("customers", "Customers known, per ready task.", ("task",))
         self.model_version = gauge(
             "model_version", "Number of the model version that ticks are scored with; 0 = warming up."
         )
@@ -72,6 +92,10 @@ class Metrics:
         self.model_figure = gauge(
             "model_figure", "Progressive validation of each model: scored before learned.", ("model", "figure")
         )
+        self.segment_share = gauge(
+            "segment_share", "Share of customers in a segment as its version learned it, 0 to 1.", ("segment", "name")
+        )
+        self.training = gauge("trainer_active", "1 while this worker is the trainer.")
         self.last_alert = gauge(
             "last_alert_timestamp_seconds", "When the last alert of each kind was published, Unix time.", ("kind",)
         )
@@ -82,12 +106,17 @@ class Metrics:
         for metric, labels in (
             (self.events, [kind.name.lower() for kind in Kind]),
             (self.ignored, ["duplicate"]),
+            (self.ended, ENDS),
             (self.unordered, ["late", "clamped"]),
             (self.dead_letters, REASONS),
             (self.alerts, KINDS),
             (self.lost, LOST),
             (self.learned, ["events", "customers", "labels"]),
             (self.phase_seconds, PHASES),
+            (self.phase_wall_seconds, PHASES),
         ):
             for label in labels:
                 metric.labels(label)
+        for kind in KINDS:
+            self.held.labels(kind, "daily_cap")
+        self.held.labels(CHURN_RISK, "wave")

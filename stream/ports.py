@@ -95,15 +95,27 @@ class Inputs(Protocol):
         ...
 
     def committed(self, task: int) -> Committed | None:
-        """Offsets of the last committed tick; waits for another owner's open transaction."""
+        """Offsets of the last committed tick.
+
+        Raises:
+            TransactionOpen: another owner's transaction was not decided while this waited for it.
+        """
         ...
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
         """Read on from these offsets (None = where the settings say that a new task begins); returns the offsets."""
         ...
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        """The offset after the newest committed record of each topic."""
+        ...
+
     def ended(self, task: int) -> frozenset[str]:
         """The topics of which every record has been delivered."""
+        ...
+
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        """The end of each topic as last heard, asking nobody; topics not heard of since `start` are left out."""
         ...
 
     def close(self) -> None: ...

@@ -45,8 +45,9 @@ class Quality:
             )
         if too_many:
             record, reason, detail, _ = letters[-1]
+            shown = detail if self._settings.log.customers == "plain" else "its header driftline-detail says what"
             raise TooManyDeadLetters(
                 f"{share:.0%} of the last {limit.window} records could not be used; the last one, "
-                f"{record.topic}-{record.partition}-{record.offset}: {reason}: {detail}. "
+                f"{record.topic}-{record.partition}-{record.offset}: {reason}: {shown}. "
                 "Mend the producer, or raise dead_letters.max_share"
             )

@@ -5,8 +5,8 @@ committed offsets (seq in their metadata)  against  marker in the store (seq)
   neither                     a new task: start where the settings say
   store behind                replay the journal from the marker, or from its beginning where the store is empty
   level                       ready
-  store ahead, offsets gone   offsets expired: go on from the marker's, under a new incarnation
-  store ahead, Kafka new      refuse: the journal does not reach to where the marker was written
+  offsets gone                expired: go on from the marker's, under a new incarnation
+  offsets gone, topics new    refuse: the store belongs to another Kafka
   store ahead                 refuse: Kafka lost data, or somebody reset offsets
 """
 
@@ -20,6 +20,11 @@ from stream.processing.journal import REWIND, Entry, TaskState, decode, label_of
 
 PATIENCE_S = 5.0
 TAIL_RECORDS = 200
+AGAIN = "To process again all that the topics hold: `driftline rewind --to earliest`"
+BACK_TO_STORE = (
+    "To put the offsets back to where Redis is: `driftline rewind --to store`. To drop the customers and process again "
+    "all that the topics hold: `driftline rewind --to earliest`"
+)
 STEP_RECORDS = 50
 """Journal records replayed between two polls, so that a long recovery stays a member of the group."""
 
@@ -70,17 +75,31 @@ class Recovery:
         # round, ticks of another owner that end between the two look as if Kafka had lost them.
         self._marker, _ = self.store.load(self.task, ())
         self._committed = self.inputs.committed(self.task)
-        marker = self._marker
-        if self._committed is None and marker is not None and self._is_of_another_kafka(marker):
-            raise StoreAhead(
-                f"task {self.task}: the store is at tick {marker.state.seq}, written at offset "
-                f"{marker.journal_offset} of the journal, which ends at {self.journal.end(self.task)}: Redis has "
-                "outlived its Kafka. Run `driftline rewind --to earliest --keep-customers`"
-            )
-        state = compared(self.task, self.partitions, self._committed, marker)
+        if self._committed is None and self._marker is not None:
+            self._check_topics_are_those_of(self._marker)
+        state = compared(self.task, self.partitions, self._committed, self._marker)
         if state is None:
+            marker = self._marker
             self._position = 0 if marker is None or self._is_of_another_kafka(marker) else marker.journal_offset + 1
         return state
+
+    def _check_topics_are_those_of(self, marker: Marker) -> None:
+        """Offsets that have expired are taken from the marker, if they are offsets of these topics."""
+        ends = self.inputs.ends(self.task)
+        short = [
+            f"{topic}-{self.task} ends at {ends[topic]}, the store has read it up to {offset}"
+            for topic, offset in marker.state.offsets.items()
+            if offset > ends[topic]
+        ]
+        end = self.journal.end(self.task)
+        if marker.journal_offset >= end:
+            short.append(f"the journal ends at {end}, the store's last tick lies at {marker.journal_offset}")
+        if short:
+            raise StoreAhead(
+                f"task {self.task}: no offsets are committed, and {'; '.join(short)}. This Redis belongs to another "
+                "Kafka, or the topics were created anew. Connect the Kafka it belongs to; or keep its customers and "
+                "read the topics here from their beginning: `driftline rewind --to earliest --keep-customers`"
+            )
 
     def _is_of_another_kafka(self, marker: Marker) -> bool:
         return marker.journal_offset >= self.journal.end(self.task)
@@ -207,10 +226,9 @@ def compared(task: int, partitions: int, committed: Committed | None, marker: Ma
             "the application a new name and feed it its history"
         )
     if committed is not None and committed.seq == UNSTAMPED:
-        known = f"back to {dict(marker.state.offsets)}" if marker else "back, or delete them"
         raise StoreAhead(
             f"task {task}: the committed offsets {dict(committed.offsets)} carry no tick: somebody reset the "
-            f"group's offsets with a tool. Set them {known}; to process events again use a new application.name"
+            f"group's offsets with a tool. {BACK_TO_STORE if marker else AGAIN}"
         )
     if committed is None:
         return TaskState() if marker is None else replace(marker.state, incarnation=marker.state.incarnation + 1)
@@ -223,8 +241,7 @@ def compared(task: int, partitions: int, committed: Committed | None, marker: Ma
         raise StoreAhead(
             f"task {task}: the store is at tick {seq} of incarnation {marker.state.incarnation}, the group's "
             f"committed offsets at tick {committed.seq} of incarnation {committed.incarnation}. Kafka lost data, "
-            "or somebody reset the offsets; restore them, or empty this application's Redis keys, and "
-            "start under a new application.name"
+            f"or somebody reset the offsets. {BACK_TO_STORE}"
         )
     if seq < committed.seq:
         return None
@@ -236,6 +253,6 @@ def _agreed(task: int, committed: Committed, state: TaskState) -> TaskState:
     if dict(committed.offsets) != dict(state.offsets):
         raise StoreAhead(
             f"task {task}: tick {state.seq} ended at offsets {dict(state.offsets)}, the group is committed at "
-            f"{dict(committed.offsets)}; somebody changed the group's offsets. Set them back to the former"
+            f"{dict(committed.offsets)}; somebody changed the group's offsets. {BACK_TO_STORE}"
         )
     return state

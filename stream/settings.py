@@ -98,6 +98,11 @@ class Kafka(Section):
     session_timeout_s: float = Field(10.0, ge=6, le=300, description="a worker silent for this long loses its tasks, s")
     transaction_timeout_s: float = Field(10.0, ge=1, le=60, description="an open transaction is aborted after, s")
     commit_timeout_s: float = Field(20.0, ge=2, le=40, description="watchdog: a commit without answer is abandoned, s")
+    leave_on_stop: bool = Field(
+        False,
+        description="a worker that is stopped gives up its tasks at once: for workers that do not come back under the "
+        "same name; otherwise they wait for it until session_timeout_s",
+    )
     start_at: Literal["earliest", "latest"] = Field(
         "earliest", description="where a task without committed offsets begins"
     )
@@ -204,6 +209,9 @@ class Log(Section):
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is written")
     format: Literal["json", "text"] = Field("json", description="one JSON object a line, or text for a person")
+    customers: Literal["none", "hashed", "plain"] = Field(
+        "hashed", description="how logs and errors name customers; plain also shows what was found in a dead letter"
+    )
 
 
 class Settings(Section):

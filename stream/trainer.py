@@ -110,12 +110,14 @@ class Trainer:
         self._positions = dict(self._done)
         self._chunks = {}
         self._outputs = outputs  # last: only a whole take-over counts
+        self._metrics.training.set(1)
         log.info("trainer takes over", extra={"version": self._learner.number, "learned": dict(self._learned)})
 
     def _give_up(self) -> None:
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
+            self._metrics.training.set(0)
             log.info("trainer hands over", extra={"version": self._learner.number})
 
     def _learn(self, entry: journal.Entry) -> None:

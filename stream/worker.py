@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream.chunks import chunked
-from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost
+from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost, TransactionOpen
 from stream.events import EventRules, Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
@@ -107,15 +107,24 @@ class Worker:
         self._retry_at = self._train_at = 0.0
         self._unfenced = False
         self._busy = False
+        self._fault = ""
         self._quality = Quality(settings)
-        self._report = Reporter(metrics, clock.wall_ms)
+        self._report = Reporter(metrics, clock.wall_ms, settings.log.customers)
         self.stopping = False
         self.turned_at = self._clock.monotonic()
 
     @property
     def ready(self) -> bool:
         """Whether the worker is a member, and every task of it recovered."""
-        return self._token is not None and all(task.recovery is None for task in self._tasks.values())
+        return self.waiting is None
+
+    @property
+    def waiting(self) -> str | None:
+        """What keeps it from being ready; None when it is."""
+        if self._token is None:
+            return "not a member of the group: starting, a rebalance goes on, or Kafka does not answer"
+        tasks = [task.number for task in list(self._tasks.values()) if task.recovery is not None]
+        return f"recovering tasks {tasks}{self._fault and ': '}{self._fault}" if tasks else None
 
     def run(self) -> None:
         """Turn until `stopping` is set.
@@ -130,7 +139,8 @@ class Worker:
     def turn(self) -> bool:
         """One turn of the loop; returns whether anything was committed, recovered or learned."""
         self._busy = self._turn()
-        self._report.holding({number: Held(task.recovery is None, task.state) for number, task in self._tasks.items()})
+        held = {number: Held(task.recovery is None, task.state) for number, task in self._tasks.items()}
+        self._report.holding(held, self._ports.inputs.heard_ends)
         return self._busy
 
     def _turn(self) -> bool:
@@ -185,6 +195,7 @@ class Worker:
         elif token != before:
             log.info("assigned", extra={"generation": token.generation, "tasks": sorted(token.tasks)})
             self._tasks = {number: self._new_task(number, token) for number in sorted(token.tasks)}
+            self._fault = ""
 
     def _new_task(self, number: int, token: Token) -> Task:
         ports, settings = self._ports, self._settings
@@ -222,8 +233,8 @@ class Worker:
             assert task.recovery is not None
             try:
                 state = task.recovery.step()
-            except TaskLost as error:
-                self._lose([task], "store", error)
+            except (TaskLost, TransactionOpen) as error:
+                self._lose([task], _why(error), error)
                 continue
             if state is None:
                 continue
@@ -321,7 +332,10 @@ class Worker:
     def _compare(self, task: Task, marker: Marker | None) -> None:
         seq = marker.state.seq if marker else 0
         if seq != task.state.seq:
-            raise TaskLost(f"the store is at tick {seq} of task {task.number}, this worker at {task.state.seq}")
+            raise TaskLost(
+                f"the store is at tick {seq} of task {task.number}, this worker at {task.state.seq}: it was emptied or "
+                "rolled back, or another worker has the task; the journal brings it level"
+            )
 
     def _released(self, task: Task) -> frozenset[str]:
         """Topics read to their end and silent for `tick.idle_after_s`."""
@@ -408,6 +422,7 @@ class Worker:
         """Drop what these tasks hold in memory and recover them."""
         log.warning("recovering: %s", error, extra={"tasks": [task.number for task in tasks], "reason": reason})
         self._report.lost(reason, len(tasks))
+        self._fault = str(error)
         if self._token is not None:
             for task in tasks:
                 self._tasks[task.number] = self._new_task(task.number, self._token)
@@ -424,4 +439,6 @@ def _why(error: Exception) -> str:
     """The reason under which an error is counted, one of `metrics.LOST`."""
     if isinstance(error, BrokerUnavailable):
         return "broker_unavailable"
+    if isinstance(error, TransactionOpen):
+        return "open_transaction"
     return "store_unavailable" if isinstance(error, Retriable) else "store"

@@ -1,6 +1,7 @@
 """Servers for the tests that ask for one: started once per session, and named at the end of the run."""
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,32 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def prometheus_or_none(pytestconfig: pytest.Config) -> str | None:
+    """The program `prometheus` on PATH. Its absence is said at the end of the run, and fails nothing."""
+    return _program("prometheus", pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def prometheus(prometheus_or_none: str | None) -> str:
+    """The same, for tests that can do nothing without it."""
+    return prometheus_or_none or pytest.skip("no prometheus on PATH")
+
+
+@pytest.fixture(scope="session")
+def promtool(pytestconfig: pytest.Config) -> str:
+    """The program `promtool`, in the same way."""
+    return _program("promtool", pytestconfig) or pytest.skip("no promtool on PATH")
+
+
+def _program(name: str, config: pytest.Config) -> str | None:
+    found = shutil.which(name)
+    if found is None:
+        missing = ServerUnavailable(f"no {name} on PATH", "Debian: apt-get install prometheus.")
+        config.stash.setdefault(UNAVAILABLE, []).append((name, missing))
+    return found
 
 
 def _start(server: Server, config: pytest.Config) -> None:

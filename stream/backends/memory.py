@@ -145,6 +145,9 @@ class MemoryInputs:
             self._positions[topic, task] = offset
         return offsets
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        return {topic: self._cluster.topic(topic)[task].end for topic in self._cluster.inputs}
+
     def ended(self, task: int) -> frozenset[str]:
         return frozenset(
             topic
@@ -153,6 +156,10 @@ class MemoryInputs:
             and topic not in self._cluster.more_to_come
             and position >= self._cluster.topic(topic)[task].end
         )
+
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        places = [place for place in self._positions if place[1] == task]
+        return {topic: self._cluster.topic(topic)[task].end for topic, _ in places}
 
     def close(self) -> None:
         del self._cluster.members[self._instance]

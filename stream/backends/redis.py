@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 import redis
@@ -21,6 +22,7 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from stream.aliases import called
 from stream.diagnosis.facts import RedisFacts, Rights
 from stream.errors import CannotTell, DriftlineError, Misconfigured, StoreUnavailable, TaskLost
 from stream.ports import Marker
@@ -33,6 +35,15 @@ log = logging.getLogger(__name__)
 ANSWER_S = 5.0
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
+
+DENIED_IN_SCRIPT = "ACL failure in script"
+NEEDED = "+@connection +@read +@write +@scripting"
+REMEDIES: dict[type[exceptions.RedisError], str] = {
+    exceptions.ReadOnlyError: "it is a replica: point redis.url at the primary",
+    exceptions.OutOfMemoryError: "raise its maxmemory, or lower customers.retention_days",
+    exceptions.BusyLoadingError: "it reads its data after a start, and answers when that is done",
+    exceptions.TimeoutError: "it is down or slow; redis.timeout_s is how long a call waits",
+}
 
 APPLY = """
 -- KEYS: marker, due index, customers written, customers forgotten
@@ -77,6 +88,8 @@ class RedisStore:
     def __init__(self, settings: Settings) -> None:
         self._application = settings.application.name
         self._url = settings.shown_redis_url
+        self._naming = settings.log.customers
+        self._user = urlsplit(settings.redis.url.get_secret_value()).username
         timeout_s = settings.redis.timeout_s
         try:
             # The library types every answer as a union of all it could be; ours are bytes.
@@ -180,7 +193,7 @@ class RedisStore:
 
     def _row(self, customer: str, data: bytes) -> bytes:
         schema = int.from_bytes(data[:2], "little")
-        check_schema(schema, f"the row of customer {customer!r}")
+        check_schema(schema, f"the row of customer {called(customer, self._naming) or '(not named)'}")
         return as_read(data[2:], schema).tobytes()
 
     @contextmanager
@@ -192,9 +205,20 @@ class RedisStore:
 
     def _mapped(self, error: exceptions.RedisError) -> DriftlineError:
         said = f"Redis at {self._url}: {type(error).__name__}: {error}"
-        if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
-            return Misconfigured(f"{said}; check user and password in redis.url and the user's ACL")
-        return StoreUnavailable(f"{said}; is it running, and is redis.url right?")
+        if isinstance(error, exceptions.AuthenticationError):
+            return Misconfigured(f"{said}; check user and password in redis.url")
+        if isinstance(error, exceptions.NoPermissionError) or str(error).startswith(DENIED_IN_SCRIPT):
+            return Misconfigured(
+                f"{said}; grant this user its commands and keys: ACL SETUSER {self._user or 'default'} {NEEDED} "
+                f"~{{{self._application}:*"
+            )
+        if isinstance(error, exceptions.ReadOnlyError):
+            # After a failover this connection may lead to the former primary: the next call looks the name up anew.
+            self._redis.connection_pool.disconnect()
+        remedy = next((remedy for kind, remedy in REMEDIES.items() if isinstance(error, kind)), "")
+        if "MISCONF" in str(error):
+            remedy = "it cannot write its own file: make room on its disk"
+        return StoreUnavailable(f"{said}; {remedy or 'is it running, and is redis.url right?'}")
 
 
 def _marker(body: bytes | None) -> Marker | None:

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import orjson
 
+from stream.aliases import alias
 from stream.backends.kafka import KafkaTopic
 from stream.backends.redis import RedisStore
 from stream.errors import DriftlineError
@@ -24,19 +25,25 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, settings: Settings) -> int:
     """Print the customer; exit 1 if there is none of that id."""
     store = RedisStore(settings)
+    logged = alias(arguments.id)
     try:
-        found = [row for task in store.tasks() for row in store.load(task, [arguments.id])[1].values()]
+        found = [(row, task) for task in store.tasks() for row in store.load(task, [arguments.id])[1].values()]
     finally:
         store.close()
     if not found:
-        print(f"driftline: no customer {arguments.id!r} in application {settings.application.name!r}", file=sys.stderr)
+        print(
+            f"driftline: no customer {arguments.id!r} in application {settings.application.name!r}; "
+            f"hashed, logs would call it {logged}",
+            file=sys.stderr,
+        )
         return 1
     try:
         version = newest_version(settings)
     except DriftlineError as error:
         print(f"driftline: without the segment's name: {error}", file=sys.stderr)
         version = None
-    known = profile(arguments.id, found[0], version, settings)
+    row, task = found[0]
+    known = profile(arguments.id, row, version, settings) | {"task": task, "log_alias": logged}
     if arguments.json:
         print(orjson.dumps(known).decode())
     else:

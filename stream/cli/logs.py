@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 import orjson
 
@@ -11,11 +12,13 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """`time, level, logger, message` and whatever the call passed as `extra`."""
+    """`time` (UTC), `level, logger, message` and whatever the call passed as `extra`."""
+
+    converter = staticmethod(time.gmtime)  # logs of several machines are read side by side
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -36,11 +39,16 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(settings: Log) -> None:
-    """Send our logs, and the client libraries' warnings, to standard error."""
+    """Send our logs, and the client libraries' errors, to standard error.
+
+    A broker that does not answer is one warning of ours at each attempt, and dozens of the client's in the same time:
+    they are shown at DEBUG only.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(settings.level)
+    logging.getLogger("kafka").setLevel(logging.WARNING if settings.level == "DEBUG" else logging.ERROR)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

@@ -8,13 +8,18 @@ import logging
 import signal
 import sys
 import time
+from importlib.metadata import version
 from types import FrameType
+
+from prometheus_client import ProcessCollector
 
 from stream.backends.http import HttpServer
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
 from stream.backends.redis import RedisStore
+from stream.errors import Misconfigured
 from stream.metrics import Metrics
 from stream.ports import Clock
+from stream.processing.tick import CODE
 from stream.settings import Settings
 from stream.trainer import Trainer
 from stream.worker import Ports, Worker
@@ -32,6 +37,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  as every command
     """Run until SIGTERM or SIGINT."""
     metrics = Metrics()
+    build = {"version": version("driftline"), "code": CODE, "config": settings.config_hash}
+    metrics.build.labels(**build, worker=settings.application.instance).set(1)
+    ProcessCollector(registry=metrics.registry)
     workers: list[Worker] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -44,8 +52,8 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG
         signal.signal(number, stop)
     worker = assemble(settings, metrics)
     workers.append(worker)
-    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: _ready(worker))
-    log.info("started", extra={"http_port": server.port, "config": settings.config_hash})
+    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: worker.waiting)
+    log.info("started", extra={"worker": settings.application.instance, "http_port": server.port, **build})
     try:
         worker.run()
     finally:
@@ -70,19 +78,22 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
         settings,
         KafkaTopic(settings, settings.topic("journal")),
         KafkaTopic(settings, settings.topic("models"), owner="trainer"),
-        lambda: KafkaOutputs(settings, "trainer"),
+        lambda: KafkaOutputs(settings, "trainer", topics=[settings.topic("models")]),
         metrics,
         clock.wall_ms,
     )
-    outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds)
+    written = [settings.topic("alerts"), settings.topic("dead_letters"), settings.topic("journal")]
+    outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds, written)
     journal, models = KafkaTopic(settings, settings.topic("journal")), KafkaTopic(settings, settings.topic("models"))
+    if journal.partitions() != inputs.partitions:
+        raise Misconfigured(
+            f"the journal {settings.topic('journal')} has {journal.partitions()} partitions, the input topics "
+            f"{inputs.partitions}: partitions were added to one of them. Customers would move away from their rows: "
+            "restore the partition count by copying into new topics, or give the application a new name"
+        )
     return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, clock)
 
 
 def _live(worker: Worker) -> str | None:
     silent_s = time.monotonic() - worker.turned_at
     return None if silent_s < STALLED_AFTER_S else f"the loop has not turned for {silent_s:.0f} s"
-
-
-def _ready(worker: Worker) -> str | None:
-    return None if worker.ready else "not assigned, or still recovering"

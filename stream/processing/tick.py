@@ -67,8 +67,8 @@ class TickResult(NamedTuple):
     """What a tick came to; nothing has left the process yet.
 
     `entry` is its journal entry: after-images, tombstones, alerts, features, labels, and the state after it.
-    `counts` are for metrics: events by kind, duplicates, late, clamped, forgotten. `held` counts alerts held back by
-    (kind, reason).
+    `counts` are for metrics: events by kind, duplicates, late, clamped; rows that ended, forgotten or expired. `held`
+    counts alerts held back by (kind, reason).
     """
 
     entry: Entry
@@ -158,6 +158,8 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     risks, wave = churn.decide(looking, tick.state.wave, customers_after, hold)
     alerts += risks
     gone = due.expired(looking)
+    if gone.any():
+        counts["expired"] = int(gone.sum())
     due.schedule(looking)
     stays = np.flatnonzero(~gone)
     listed = np.empty(len(gone), np.int64)
@@ -182,7 +184,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         stream_time_ms=tick.stream_time_ms,
         offsets=_next_offsets(tick),
         highs=raised(tick.state.highs, tick.decoded),
-        customers=customers_after - int(gone.sum()),
+        customers=customers_after - counts["expired"],
         day=day,
         alerted=alerted,
         live=tick.live,

@@ -219,6 +219,14 @@ class InputsContract:
         many(cluster, clicks, 0, 1, first=3)
         assert by_partition(poll_until(inputs, bool)[0]) == {(clicks, 0): [3]}
 
+    def test_the_ends_of_a_task_lie_after_its_newest_records(self, cluster: Cluster) -> None:
+        clicks, buys = cluster.inputs
+        many(cluster, clicks, 1, 3)
+        many(cluster, buys, 0, 2)
+        inputs = cluster.make_inputs()
+        assert inputs.ends(0) == {clicks: 0, buys: 2}
+        assert inputs.ends(1) == {clicks: 3, buys: 0}
+
     def test_nothing_of_a_task_is_delivered_before_it_was_started(self, cluster: Cluster) -> None:
         clicks, _ = cluster.inputs
         for task in EVERY_TASK:
@@ -295,6 +303,18 @@ class InputsContract:
         many(cluster, clicks, 0, 1, first=2_500)
         poll_until(inputs, bool)
         poll_until(inputs, lambda _: inputs.ended(0) == {clicks, buys})
+
+    def test_the_end_of_a_topic_is_told_once_it_is_read(self, cluster: Cluster) -> None:
+        clicks, buys = cluster.inputs
+        many(cluster, clicks, 0, 3)
+        inputs = cluster.make_inputs()
+        join(inputs)
+        assert inputs.heard_ends(0) == {}
+        inputs.start(0, None)
+        poll_until(inputs, lambda _: inputs.ended(0) == {clicks, buys})
+        assert inputs.heard_ends(0) == {clicks: 3, buys: 0}
+        many(cluster, clicks, 0, 2, first=3)
+        poll_until(inputs, lambda _: inputs.heard_ends(0)[clicks] == 5)
 
     def test_a_full_topic_with_records_left_has_not_ended(self, cluster: Cluster) -> None:
         clicks, buys = cluster.inputs

@@ -34,6 +34,7 @@ from tests.integration.shop import Bad, Counts, Shop
 
 ADDED = ("driftline-reason", "driftline-detail", "driftline-topic", "driftline-partition", "driftline-offset")
 NULL_VALUE = "driftline-null-value"
+TRUNCATED = "driftline-truncated"
 
 
 class Tick(NamedTuple):
@@ -246,11 +247,23 @@ def check_dead_letters(seen: Seen, bad: Sequence[Bad]) -> None:
         added = {name: value.decode() for name, value in letter.headers if name in ADDED}
         assert set(added) == set(ADDED), f"dead letter without {set(ADDED) - set(added)}"
         assert added["driftline-detail"]
-        original = tuple(one for one in letter.headers if one[0] not in (*ADDED, NULL_VALUE))
+        original = tuple(one for one in letter.headers if one[0] not in (*ADDED, NULL_VALUE, TRUNCATED))
         value = None if (NULL_VALUE, b"1") in letter.headers else letter.value
+        if TRUNCATED in dict(letter.headers):
+            value = _whole(seen, letter, added)
         place = added["driftline-topic"], int(added["driftline-partition"]), int(added["driftline-offset"])
         found.append(Bad(*place, letter.key, value, original, added["driftline-reason"]))
     assert Counter(found) == Counter(bad), "the dead letters are not the unusable records"
+
+
+def _whole(seen: Seen, letter: Record, added: Mapping[str, str]) -> bytes | None:
+    """The value of a record too large for a dead letter: what the letter holds is its beginning."""
+    place = added["driftline-topic"], int(added["driftline-partition"])
+    value = next(one.value for one in seen.inputs[place] if one.offset == int(added["driftline-offset"]))
+    assert value is not None
+    assert len(value) == int(dict(letter.headers)[TRUNCATED])
+    assert letter.value == value[: len(letter.value or b"")]
+    return value
 
 
 def check_customers(seen: Seen, counts: Mapping[str, Counts]) -> None:

@@ -61,7 +61,7 @@ class _Null(Serializer):
 
 @dataclass
 class Shop:
-    """`customers` who live for `days` until now, and what their lives come to.
+    """`customers` who live for `days` until now (or until `days_ago`), and what their lives come to.
 
     `fed` is how many of `records` a topic has been given; customers and bad records are counted as they are fed.
     """
@@ -71,6 +71,7 @@ class Shop:
     partitions: int = 3
     customers: int = 75
     days: float = 11.0
+    days_ago: float = 0.0
     seed: int = 7
     garbage: bool = True
     now_ms: int | None = None
@@ -83,7 +84,7 @@ class Shop:
 
     def __post_init__(self) -> None:
         draw = random.Random(self.seed)
-        self._now_ms = self.now_ms or time.time_ns() // 1_000_000 - MINUTE_MS
+        self._now_ms = self.now_ms or time.time_ns() // 1_000_000 - MINUTE_MS - round(self.days_ago * DAY_MS)
         self._made: list[tuple[Sent, tuple[str, Counts] | None]] = []
         for number in range(self.customers):
             self._live(number, draw)
@@ -92,6 +93,19 @@ class Shop:
         if self.garbage:
             self._litter(draw)
         self._made.sort(key=lambda one: one[0].time_ms)  # stable: a repeated message stays behind the first
+        self.records = [sent for sent, _ in self._made]
+
+    def hold_back(self, topic: str, by_ms: int) -> None:
+        """Send what goes to a topic so much later than the rest."""
+        self._made.sort(key=lambda one: one[0].time_ms + (by_ms if one[0].topic == topic else 0))
+        self.records = [sent for sent, _ in self._made]
+
+    def lose_orders(self, days: float) -> None:
+        """Of the last days no order was ever sent."""
+        lost_ms = self._now_ms - round(days * DAY_MS)
+        self._made = [
+            one for one in self._made if one[0].time_ms < lost_ms or b'"event":"Order ' not in (one[0].value or b"")
+        ]
         self.records = [sent for sent, _ in self._made]
 
     def feed(self, bootstrap: str, until: float = 1.0) -> None:
@@ -120,6 +134,15 @@ class Shop:
             self._count(one, gain)
         self.fed += len(made)
         return [one for one, _ in made]
+
+    def send(self, bootstrap: str, sent: Sent, gain: tuple[str, Counts] | None, **producer: Any) -> None:
+        """Send a record of the test's own making, and count it: `gain` is whose it is and what it adds."""
+        client = KafkaProducer(bootstrap_servers=bootstrap, acks="all", **producer)
+        try:
+            client.send(sent.topic, sent.value, sent.key, list(sent.headers), sent.partition).get(20)
+        finally:
+            client.close()
+        self._count(sent, gain)
 
     def ends(self) -> dict[tuple[str, int], int]:
         """The next offset of each input partition."""

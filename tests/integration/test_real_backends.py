@@ -310,6 +310,26 @@ def test_the_broker_too_refuses_an_old_generation(on_kafka: OnServers) -> None:
         assert [record.value for record in read_all(on_kafka.make_topic(on_kafka.journal), 0, 1)] == [b"fresh"]
 
 
+def test_offsets_that_the_broker_refused_are_not_sent_with_the_next_tick(on_kafka: OnServers) -> None:
+    """kafka-python 3.0.12 keeps them, and the broker does not ask who owns a task: they would undo its owner's."""
+    with shared(on_kafka) as (first, _, _, _, ours, theirs):
+        unguarded = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "unguarded"))
+        metadata = ours.proof.metadata
+        former = type(metadata)(
+            metadata.group_id, metadata.generation_id - 1, metadata.member_id, metadata.group_instance_id
+        )
+        task, given_away = min(ours.tasks), min(theirs.tasks)
+        with pytest.raises(TaskLost):
+            unguarded.commit(
+                [note(on_kafka)],
+                stamps(on_kafka, 7, 1, given_away),
+                ours._replace(proof=ours.proof._replace(metadata=former)),
+            )
+        unguarded.commit([note(on_kafka)], stamps(on_kafka, 8, 1, task), ours)
+        assert first.committed(task) is not None
+        assert first.committed(given_away) is None
+
+
 def test_committed_waits_for_an_open_transaction_and_then_knows_its_offsets(
     on_kafka: OnServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

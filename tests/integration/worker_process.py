@@ -2,8 +2,8 @@
 
     python -m tests.integration.worker_process --app shop --instance w1 --kill-at in-transaction:5
 
-Settings come from the environment as ever. Progress goes to standard output, one JSON object a line: `ready`, `tick`
-(task and seq), `frozen`, `thawed`, `stopped`.
+Settings come from the environment as ever. Progress goes to standard output, one JSON object a line with its
+time (`at`, Unix seconds): `ready`, `tick` (task and seq), `frozen`, `thawed`, `stopped`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SMALL_CHUNK = 2
 
 def say(what: str, **more: Any) -> None:
     """One line of progress, at once."""
-    sys.stdout.buffer.write(orjson.dumps({"what": what, **more}) + b"\n")
+    sys.stdout.buffer.write(orjson.dumps({"what": what, "at": time.time(), **more}) + b"\n")
     sys.stdout.flush()
 
 
@@ -109,11 +109,14 @@ def main() -> int:
     parser.add_argument("--kill-at", metavar="STEP:N")
     parser.add_argument("--freeze-at", metavar="STEP:N:SECONDS")
     parser.add_argument("--max-poll-s", type=float)
+    parser.add_argument("--metadata-s", type=float)
     parsed = parser.parse_args()
     os.environ["DRIFTLINE_APPLICATION__NAME"] = parsed.app
     os.environ["DRIFTLINE_APPLICATION__INSTANCE"] = parsed.instance
     if parsed.max_poll_s:
         kafka_inputs.MAX_POLL_INTERVAL_MS = round(parsed.max_poll_s * 1000)
+    if parsed.metadata_s:
+        kafka_inputs.METADATA_MAX_AGE_MS = round(parsed.metadata_s * 1000)
     settings = load()
     logs.configure(settings.log)
     try:

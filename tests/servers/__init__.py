@@ -6,8 +6,8 @@ Where a Docker engine answers they are containers, otherwise child processes; `D
         print(kafka.bootstrap_servers, redis.url)
 """
 
-from tests.servers.kafka import KafkaServer
+from tests.servers.kafka import KafkaCluster, KafkaServer
 from tests.servers.redis import RedisServer
 from tests.servers.server import ServerUnavailable
 
-__all__ = ["KafkaServer", "RedisServer", "ServerUnavailable"]
+__all__ = ["KafkaCluster", "KafkaServer", "RedisServer", "ServerUnavailable"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import redis
@@ -14,18 +15,32 @@ REDIS_IMAGE = "redis:8.2-alpine"
 
 
 class RedisServer(Server):
-    """One Redis; with `appendonly` its data survive `restart` and `kill`, without it they do not."""
+    """One Redis; with `appendonly` its data survive `restart` and `kill`, without it they do not.
+
+    With `options` of its own, or its `data` in a folder of the caller's, it is always a local process.
+    """
 
     product = "Redis"
     version = ""
 
-    def __init__(self, *, appendonly: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        port: int | None = None,
+        *,
+        appendonly: bool = False,
+        options: Mapping[str, str] | None = None,
+        data: Path | None = None,
+    ) -> None:
+        super().__init__(port)
+        self._changed = dict(options or {})
+        self._data = data
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._appendonly = "yes" if appendonly else "no"
 
-    def start(self) -> None:
-        super().start()
+    def start(self, *, wait: bool = True) -> None:
+        super().start(wait=wait)
+        if not wait:
+            return
         with redis.Redis.from_url(self.url) as client:
             server = client.info("server")
         self.product = "Valkey" if "valkey_version" in server else "Redis"
@@ -38,19 +53,25 @@ class RedisServer(Server):
             "appendonly": self._appendonly,
             "save": "",
             "maxmemory-policy": "noeviction",
-        }
+        } | self._changed
         return [word for name, value in options.items() for word in (f"--{name}", value)]
 
     def _container(self) -> Container:
+        if self._changed or self._data:
+            raise ServerUnavailable("a Redis with options of its own is no container", "Put redis-server on PATH.")
         command = ["redis-server", *self._options("0.0.0.0"), "--protected-mode", "no"]
         return Container(REDIS_IMAGE, self.port, command=command)
 
-    def _local(self, directory: Path) -> LocalProcess:
+    def command(self, directory: Path) -> tuple[list[str], str]:
+        """What to run, and where it comes from."""
         program, origin = _find_program()
-        command = [program, *self._options("127.0.0.1"), "--dir", str(directory)]
+        return [program, *self._options("127.0.0.1"), "--dir", str(self._data or directory)], origin
+
+    def _local(self, directory: Path) -> LocalProcess:
+        command, origin = self.command(directory)
         return LocalProcess(command, directory / "server.log", origin)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         if not listens(self.port):
             return False
         try:

@@ -45,8 +45,8 @@ class Server(ABC):
     version: str
     START_TIMEOUT_S = 60.0
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port()
         self._running: Running | None = None
         self._directory: Path | None = None
 
@@ -55,16 +55,20 @@ class Server(ABC):
         """What runs and by which means: "Apache Kafka 4.3.1, local process, Java 17.0.15 from PATH"."""
         return f"{self.product} {self.version}, {self._running.how if self._running else 'not started'}"
 
-    def start(self) -> None:
-        """Bring it to where it answers: start, start again with the same data, or resume. Raises ServerUnavailable."""
+    def start(self, *, wait: bool = True) -> None:
+        """Bring it to where it answers: start, start again with the same data, or resume. Raises ServerUnavailable.
+
+        Without `wait` it returns before it answers: a member of a cluster does so only when there are others.
+        """
         if self._running is not None:
             self._running.start()
-            self._wait_until_it_answers(self._running)
+            if wait:
+                self._wait_until_it_answers(self._running)
             return
         atexit.register(self.stop)
         self._directory = Path(tempfile.mkdtemp(prefix="driftline-server-"))
         try:
-            self._start_the_first_way_that_works(self._directory)
+            self._start_the_first_way_that_works(self._directory, wait)
         except BaseException:
             self.stop()
             raise
@@ -111,20 +115,22 @@ class Server(ABC):
         """The process to start, its files in `directory`; raises ServerUnavailable where there is no program."""
 
     @abstractmethod
-    def _answers(self) -> bool: ...
+    def answers(self) -> bool:
+        """Whether it serves clients now."""
 
     def _started(self) -> Running:
         if self._running is None:
             raise RuntimeError(f"{type(self).__name__} is not started: call start() first")
         return self._running
 
-    def _start_the_first_way_that_works(self, directory: Path) -> None:
+    def _start_the_first_way_that_works(self, directory: Path, wait: bool) -> None:
         refusals = []
         for way in (self._container, lambda: self._local(directory)):
             try:
                 self._running = way()
                 self._running.start()
-                self._wait_until_it_answers(self._running)
+                if wait:
+                    self._wait_until_it_answers(self._running)
                 return
             except ServerUnavailable as refusal:
                 refusals.append(refusal)
@@ -135,7 +141,7 @@ class Server(ABC):
 
     def _wait_until_it_answers(self, running: Running) -> None:
         deadline = time.monotonic() + self.START_TIMEOUT_S
-        while not self._answers():
+        while not self.answers():
             if failure := running.failure():
                 raise ServerUnavailable(f"{running.how}: {failure}", "Read its last lines in the reason.")
             if time.monotonic() > deadline:

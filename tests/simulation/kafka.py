@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from stream.errors import BrokerUnavailable, Misconfigured, OutcomeUnknown, TaskLost
+from stream.errors import BrokerUnavailable, Misconfigured, OutcomeUnknown, TaskLost, TransactionOpen
 from stream.events import Record
 from stream.ports import Committed, Offset, Outgoing, Polled, Token
 from stream.processing.placement import partition_of
@@ -384,7 +384,7 @@ class SimInputs:
         deadline = self._broker.stage.now + COMMITTED_S
         while self._broker.pending(task) and "inputs are read uncommitted" not in self._broker.mutations:
             if self._broker.stage.now > deadline:
-                raise BrokerUnavailable("the offsets are held by an open transaction")
+                raise TransactionOpen("the offsets are held by an open transaction")
             self._actor.pause("waits for stable offsets", 0.1)
             self._broker.check()
         found = {topic: self._broker.committed.get((topic, task)) for topic in self.topics}
@@ -405,6 +405,14 @@ class SimInputs:
         for topic, offset in offsets.items():
             self._positions[topic, task] = offset
         return offsets
+
+    def ends(self, task: int) -> Mapping[str, int]:
+        self._actor.pause("ends")
+        self._broker.check()
+        return {topic: self._broker.topic(topic)[task].stable_end for topic in self.topics}
+
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        return {topic: self._broker.topic(topic)[task].stable_end for topic, one in self._positions if one == task}
 
     def ended(self, task: int) -> frozenset[str]:
         return frozenset(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sqlite3
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from deploy.grafana import write
 from stream.cli import COMMANDS
 from stream.events import Record
 from stream.metrics import Metrics
@@ -24,7 +26,9 @@ from tests.servers.kafka import KAFKA_VERSION
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+(-[\w.]+)?")
-BUILT_IN = {"up", "job", "instance", "le"}
+BUILT_IN = {"job", "instance", "le", "alertname", "alertstate"}
+OF_OTHERS = {"up", "ALERTS", "process_start_time_seconds", "process_resident_memory_bytes"}
+"""Series that Prometheus itself and its client library make."""
 
 
 def read(path: str) -> Any:
@@ -32,18 +36,25 @@ def read(path: str) -> Any:
 
 
 SERVICES: dict[str, dict[str, Any]] = read("docker-compose.yml")["services"]
-DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "driftline.json").read_text("utf-8"))
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text("utf-8")) for path in (DEPLOY / "grafana" / "dashboards").glob("*.json")
+}
 RULES: list[dict[str, Any]] = [
     rule for group in read("deploy/prometheus/rules.yml")["groups"] for rule in group["rules"]
 ]
+RULE_TESTS = ("rules.test.yml", "rules-days.test.yml")
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 EXAMPLE = DEPLOY / "driftline.example.toml"
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    for panel in DASHBOARD["panels"]:
-        for target in panel.get("targets", []):
-            yield panel["title"], target["expr"]
+    """Where each query stands, and the query."""
+    for name, dashboard in DASHBOARDS.items():
+        for panel in dashboard["panels"]:
+            for target in panel.get("targets", []):
+                yield f"{name}: {panel['title']}", target["expr"]
+        for annotation in dashboard["annotations"]["list"]:
+            yield f"{name}: {annotation['name']}", annotation["expr"]
     for rule in RULES:
         yield rule["alert"], rule["expr"]
 
@@ -72,7 +83,7 @@ def source(name: str) -> ModuleType:
 # Metrics
 
 
-@pytest.mark.parametrize(("where", "query"), queries())
+@pytest.mark.parametrize(("where", "query"), list(queries()))
 def test_a_query_names_series_and_labels_that_exist(where: str, query: str) -> None:
     series = exposed()
     names = set(re.findall(r"\bdriftline_\w+", query))
@@ -80,30 +91,50 @@ def test_a_query_names_series_and_labels_that_exist(where: str, query: str) -> N
     for group in re.findall(r"\bby \(([^)]*)\)", query):
         labels |= {label.strip() for label in group.split(",")}
     assert names <= set(series)
+    assert names or any(re.search(rf"\b{name}\b", query) for name in OF_OTHERS)
     assert labels <= set().union(*(series[name] for name in names), BUILT_IN)
 
 
-def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+def test_every_metric_is_in_a_dashboard() -> None:
+    text = " ".join(query for where, query in queries() if ":" in where)
+    assert [name for name in exposed() if not re.search(rf"\b{name}\b", text) and not name.endswith("_sum")] == []
+
+
+@pytest.mark.parametrize("name", write.DASHBOARDS)
+def test_a_dashboard_is_what_its_table_says(name: str) -> None:
+    written = (DEPLOY / "grafana" / "dashboards" / f"{name}.json").read_text("utf-8")
+    assert written == write.dashboard(name), "run `python -m deploy.grafana.write`"
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_have_ids_of_their_own_say_what_they_show_and_do_not_overlap(name: str) -> None:
     cells: list[tuple[int, int]] = []
-    for panel in DASHBOARD["panels"]:
+    panels = DASHBOARDS[name]["panels"]
+    for panel in panels:
         at = panel["gridPos"]
         cells += [(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])]
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert len({panel["id"] for panel in panels}) == len(panels)
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
+    assert [panel["title"] for panel in panels if panel["type"] != "row" and not panel["description"]] == []
 
 
-def test_every_panel_says_what_it_shows() -> None:
-    assert [
-        panel["title"] for panel in DASHBOARD["panels"] if panel["type"] != "row" and not panel["description"]
-    ] == []
+def test_the_first_dashboard_asks_three_questions_and_leads_to_the_other() -> None:
+    assert [panel["title"] for panel in DASHBOARDS["driftline"]["panels"] if panel["type"] == "row"] == [
+        "Is it keeping up?",
+        "Is it right?",
+        "What is it telling the CRM?",
+    ]
+    assert [link["url"] for link in DASHBOARDS["driftline"]["links"]] == ["/d/driftline-models"]
+    assert {name: dashboard["uid"] for name, dashboard in DASHBOARDS.items()} == {name: name for name in DASHBOARDS}
 
 
 def test_grafana_finds_the_datasource_and_the_dashboard() -> None:
     sources = {
         entry["uid"]: entry for entry in read("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]
     }
-    used = {t["datasource"]["uid"] for panel in DASHBOARD["panels"] for t in panel.get("targets", [])}
+    panels = [panel for dashboard in DASHBOARDS.values() for panel in dashboard["panels"]]
+    used = {target["datasource"]["uid"] for panel in panels for target in panel.get("targets", [])}
     mounts = dict(volume.split(":")[1::-1] for volume in SERVICES["grafana"]["volumes"])
     (provider,) = read("deploy/grafana/provisioning/dashboards/driftline.yml")["providers"]
     home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
@@ -134,12 +165,24 @@ def test_every_rule_has_a_summary_a_description_and_a_heading_of_its_own_in_the_
     assert len(set(anchors)) == len({rule["alert"] for rule in RULES}) == len(RULES)
 
 
-def test_the_runbook_has_every_heading_that_a_rule_points_to() -> None:
+def test_the_runbook_has_a_heading_for_every_rule_and_no_other_but_how_to_look() -> None:
     text = (ROOT / "docs" / "runbook.md").read_text("utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
-    }
-    assert {rule["annotations"]["runbook"].partition("#")[2] for rule in RULES} <= headings
+    headings = {h.strip().lower().replace(" ", "-") for h in re.findall(r"^## (.+)$", text, re.M)}
+    how = {"doctor", "first-look", "follow-one-customer", "follow-one-tick"}
+    assert {rule["annotations"]["runbook"].partition("#")[2] for rule in RULES} == headings - how
+
+
+def test_every_rule_is_shown_to_fire() -> None:
+    tests = "".join((DEPLOY / "prometheus" / name).read_text("utf-8") for name in RULE_TESTS)
+    assert set(re.findall(r'alertname="(\w+)"', tests)) == {rule["alert"] for rule in RULES}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check", "rules", "rules.yml"), ("test", "rules", *RULE_TESTS)], ids=lambda words: words[0]
+)
+def test_promtool_agrees(arguments: tuple[str, ...], promtool: str) -> None:
+    run = subprocess.run([promtool, *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 # Compose and image

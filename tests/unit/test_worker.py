@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, MemoryStore, MemoryTopic
-from stream.errors import BrokerUnavailable
+from stream.errors import BrokerUnavailable, StoreUnavailable
 from stream.events import Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Committed, Outgoing
@@ -222,3 +222,23 @@ def test_a_version_that_was_read_is_adopted_although_the_next_read_failed() -> N
     newest = versions.refresh()
     assert newest is not None
     assert newest.number == site.worker.version.number
+
+
+def test_a_worker_that_is_not_ready_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site()
+    assert "not a member" in (site.worker.waiting or "")
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    assert site.worker.ready
+
+    def no_answer(*_: object) -> None:
+        raise StoreUnavailable("Redis at redis://r: no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.store, "load", no_answer)
+        site.send("clickstream", "c-2", NOW_MS)
+        site.run(2)
+        assert site.worker.waiting == "recovering tasks [0]: Redis at redis://r: no answer"
+    site.worker._retry_at = 0.0
+    site.run()
+    assert site.worker.ready

@@ -1,15 +1,17 @@
-"""Our topics: created and checked."""
+"""What an administrator does: our topics are created and checked, a member leaves its group."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 
-from stream.backends.kafka.client import connection, mapping
-from stream.backends.kafka.outputs import MAX_REQUEST_BYTES
-from stream.errors import Misconfigured
+from stream.backends.kafka.client import MAX_REQUEST_BYTES, connection, mapping
+from stream.errors import BrokerUnavailable, Misconfigured
 from stream.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 
@@ -74,6 +76,28 @@ def check_topics(settings: Settings) -> list[TopicCheck]:
             ]
             checks.append(TopicCheck(name, count, tuple(faults)))
         return checks
+
+
+def require_topics(settings: Settings, names: Sequence[str]) -> None:
+    """Raise `Misconfigured` where one of these does not exist, as far as this user may see."""
+    if not names:
+        return
+    with mapping("looking for the topics to write"), _admin(settings) as admin:
+        missing = sorted(set(names) - set(admin.list_topics()))
+    if missing:
+        raise Misconfigured(
+            f"the topic {' and '.join(missing)} does not exist: run `driftline topics create`. If it does, grant this "
+            "user DESCRIBE and WRITE on it"
+        )
+
+
+def leave(settings: Settings, group: str, member: str) -> None:
+    """Take a static member out of its group for good; one that only closes keeps its place until its session ends."""
+    try:
+        with mapping(f"leaving the consumer group {group}"), _admin(settings) as admin:
+            admin.remove_group_members(group, [MemberToRemove(group_instance_id=member)])
+    except BrokerUnavailable as error:
+        log.warning("its tasks wait for the session time-out: %s", error)
 
 
 def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[str, str]]]:

@@ -1,5 +1,6 @@
 """What all Kafka clients of ours share: connection settings, and the client's errors mapped to ours."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,6 +12,20 @@ from stream.errors import BrokerUnavailable, DriftlineError, Misconfigured
 from stream.settings import Kafka
 
 REQUEST_TIMEOUT_MS = 10_000
+COORDINATOR_RETRY_S = 0.05
+RECONNECT_MAX_MS = 2_000
+"""The client's 30 s would be added to every long outage."""
+MAX_REQUEST_BYTES = 2_000_000
+"""Above the client's 1 MiB: a dead letter carries a record of up to that size and headers of ours."""
+
+
+NEEDED = {
+    kafka_errors.TopicAuthorizationFailedError: "DESCRIBE and READ on the topic if it is an input, WRITE too if it is "
+    "one of ours",
+    kafka_errors.GroupAuthorizationFailedError: "READ on the consumer groups that begin with the application's name",
+    kafka_errors.TransactionalIdAuthorizationFailedError: "DESCRIBE and WRITE on the transactional ids that begin with "
+    "the application's name",
+}
 
 
 def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
@@ -25,6 +40,7 @@ def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "client_id": client_id,
         "bootstrap_timeout_ms": REQUEST_TIMEOUT_MS,
+        "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
         "security_protocol": settings.security_protocol,
         "ssl_cafile": settings.ssl_cafile,
         "sasl_mechanism": settings.sasl_mechanism,
@@ -38,7 +54,8 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     """Our error for one of the client's: what cannot be mended by waiting is `Misconfigured`."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, kafka_errors.AuthorizationError):
-        return Misconfigured(f"{doing}: {said}; grant this user the permission, or set kafka.sasl_username")
+        needed = next((needed for kind, needed in NEEDED.items() if isinstance(error, kind)), "the permission")
+        return Misconfigured(f"{doing}: {said}; grant this user {needed}, or set kafka.sasl_username to one who has it")
     if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
         return Misconfigured(f"{doing}: {said}; check kafka.sasl_username and kafka.sasl_password")
     if isinstance(error, kafka_errors.FencedInstanceIdError):
@@ -47,8 +64,9 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
         )
     if isinstance(error, kafka_errors.OffsetOutOfRangeError):
         return Misconfigured(
-            f"{doing}: {said}; records were removed by the topic's retention before they were processed. Raise "
-            "retention.ms of the input topics; to go on without those records use a new application.name"
+            f"{doing}: {said}; records were removed by the topic's retention before they were processed, or the "
+            "topic was created anew. Raise retention.ms of the input topics; to keep the customers and go on with what "
+            "the topics hold: `driftline rewind --to earliest --keep-customers`"
         )
     if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordListTooLargeError):
         return Misconfigured(f"{doing}: {said}; raise max.message.bytes of the topic (`driftline topics check`)")
@@ -68,6 +86,25 @@ def unpark(consumer: Any) -> None:
     fetcher = consumer._fetcher
     if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
         fetcher._next_partition_records = None
+
+
+def keep_requests(producer: Any) -> None:
+    """Let a transaction survive the loss of its coordinator.
+
+    kafka-python 3.0.12 forgets the request it was about to send where the coordinator cannot be reached: it expects
+    `await_ready` to answer no, which raises instead. The transaction would wait for its watchdog.
+    """
+    client = producer._sender._client
+    await_ready = client.await_ready
+
+    def answer(node: Any, timeout_ms: int) -> bool:
+        try:
+            return bool(await_ready(node, timeout_ms=timeout_ms))
+        except kafka_errors.KafkaConnectionError:
+            time.sleep(COORDINATOR_RETRY_S)  # it asks for the coordinator at once, and is told the old one for seconds
+            return False
+
+    client.await_ready = answer
 
 
 def is_fenced(consumer: Any) -> bool:

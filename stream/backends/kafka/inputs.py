@@ -1,5 +1,6 @@
 """The input topics as one member of the consumer group."""
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -12,14 +13,19 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
+from stream.backends.kafka.admin import leave
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
-from stream.errors import Misconfigured
+from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
 from stream.events import Record
 from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
 
+log = logging.getLogger(__name__)
+
 MAX_POLL_RECORDS = 2_000
 MAX_POLL_INTERVAL_MS = 60_000
+METADATA_MAX_AGE_MS = 30_000
+"""Partitions added to an input topic are noticed within this time: from then on customers change their partition."""
 COMMITTED_TIMEOUT_MS = 5_000
 STUCK_AFTER_S = 15.0
 """A member with no partitions for this long, although there are more partitions than members, subscribes again."""
@@ -30,6 +36,18 @@ class Proof(NamedTuple):
 
     epoch: int
     metadata: Any
+
+
+class _OpenTransactions(logging.Filter):
+    """Notes, and mutes, what the client calls an unknown error ten times a second and does not let its caller see."""
+
+    seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        found = any(isinstance(one, kafka_errors.UnstableOffsetCommitError) for one in arguments)
+        self.seen = self.seen or found
+        return not found
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
@@ -66,17 +84,22 @@ class KafkaInputs:
         self._idle_since = time.monotonic()
         kafka = settings.kafka
         self._group = settings.application.name
+        self._unanswered = False
+        self._open = _OpenTransactions()
+        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
+        self._member = f"{self._group}-{settings.application.instance}"
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
                 group_id=self._group,
-                group_instance_id=f"{self._group}-{settings.application.instance}",
+                group_instance_id=self._member,
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 partition_assignment_strategy=[RangePartitionAssignor],
                 max_poll_records=MAX_POLL_RECORDS,
                 max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+                metadata_max_age_ms=METADATA_MAX_AGE_MS,
                 session_timeout_ms=round(kafka.session_timeout_s * 1000),
                 heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
@@ -101,6 +124,7 @@ class KafkaInputs:
         if self._epoch != epoch:
             return Polled((), token)  # of the assignment before: they are read again after recovery
         self._watch_for_lockup(token)
+        self._watch_for_silence()
         records = [
             Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one))
             for batch in batches.values()
@@ -114,9 +138,18 @@ class KafkaInputs:
         coordinator = self._consumer._coordinator
         coordinator._offset_fetch_futures.clear()
         places = [TopicPartition(topic, task) for topic in self.topics]
-        with mapping(f"reading the committed offsets of task {task}"):
-            # In one request: between two another owner may commit.
-            answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        self._open.seen = False
+        try:
+            with mapping(f"reading the committed offsets of task {task}"):
+                # In one request: between two another owner may commit.
+                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        except BrokerUnavailable as error:
+            if not self._open.seen:
+                raise
+            raise TransactionOpen(
+                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
+                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+            ) from error
         return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -132,6 +165,12 @@ class KafkaInputs:
                 self._sought.add(partition)
         return offsets
 
+    def ends(self, task: int) -> Mapping[str, int]:
+        partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
+        with mapping(f"asking for the ends of task {task}"):
+            found = self._consumer.end_offsets(list(partitions.values()), timeout_ms=REQUEST_TIMEOUT_MS)
+        return {topic: found[partition] for topic, partition in partitions.items()}
+
     def ended(self, task: int) -> frozenset[str]:
         ended = set()
         for topic in self.topics:
@@ -144,9 +183,22 @@ class KafkaInputs:
                     ended.add(topic)
         return frozenset(ended)
 
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        ends = {}
+        for topic in self.topics:
+            partition = TopicPartition(topic, task)
+            with suppress(KeyError, kafka_errors.IllegalStateError):
+                end = self._consumer.highwater(partition)
+                if partition in self._sought and end is not None:
+                    ends[topic] = int(end)
+        return ends
+
     def close(self) -> None:
+        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
         with mapping("leaving the consumer group"):
             self._consumer.close(autocommit=False)
+        if self._settings.kafka.leave_on_stop:
+            leave(self._settings, self._group, self._member)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:
         """A new assignment: nothing of it is fetched before each task has been recovered and sought.
@@ -177,7 +229,16 @@ class KafkaInputs:
         metadata = self._consumer.group_metadata()
         if not stable or epoch != self._epoch or metadata.generation_id < 0 or not metadata.member_id:
             return None
+        if self._silent_s() > self._settings.kafka.session_timeout_s:
+            return None  # the client goes on calling itself a member; the group has given it up by now, or is frozen
         tasks = frozenset(partition.partition for partition in assigned)
+        if any(task >= self.partitions for task in tasks):
+            raise Misconfigured(
+                f"the input topics had {self.partitions} partitions when this worker started, now partition "
+                f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
+                "input into topics of the former partition count and name those in topics.*, or give the application a "
+                "new name and feed it its history"
+            )
         if len(assigned) != len(tasks) * len(self.topics):
             raise Misconfigured(
                 f"the group assigned {sorted(assigned)}: a task came without all its topics. Let nothing else join the "
@@ -195,6 +256,22 @@ class KafkaInputs:
                 elif not wanted and partition in paused:
                     self._consumer.resume(partition)
         unpark(self._consumer)
+
+    def _silent_s(self) -> float:
+        """How long the group has answered no heartbeat."""
+        heartbeat = self._consumer._coordinator.heartbeat
+        return time.monotonic() - float(max(heartbeat.last_receive, heartbeat.last_reset))
+
+    def _watch_for_silence(self) -> None:
+        """Say once that a broker that only keeps silent is the cause: a poll of it looks like a shop without events."""
+        unanswered = self._stable and self._silent_s() > self._settings.kafka.session_timeout_s
+        if unanswered and not self._unanswered:
+            log.warning(
+                "Kafka has answered no heartbeat for %.0f s: no task is worked on until it does; is it running, and is "
+                "kafka.bootstrap_servers right?",
+                self._silent_s(),
+            )
+        self._unanswered = unanswered
 
     def _watch_for_lockup(self, token: Token | None) -> None:
         now = time.monotonic()

@@ -10,15 +10,20 @@ from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapped, mapping
+from stream.backends.kafka.admin import require_topics
+from stream.backends.kafka.client import (
+    MAX_REQUEST_BYTES,
+    REQUEST_TIMEOUT_MS,
+    connection,
+    keep_requests,
+    mapped,
+    mapping,
+)
 from stream.errors import Misconfigured, OutcomeUnknown, TaskLost
 from stream.ports import Offset, Outgoing, Token
 from stream.settings import Settings
 
 log = logging.getLogger(__name__)
-
-MAX_REQUEST_BYTES = 2_000_000
-"""Above the client's 1 MiB: a dead letter carries a record of up to that size and headers of ours."""
 
 STALE = (
     kafka_errors.CommitFailedError,
@@ -26,14 +31,24 @@ STALE = (
     kafka_errors.UnknownMemberIdError,
     kafka_errors.RebalanceInProgressError,
 )
-"""The group has moved on; the transaction can be aborted and the producer goes on."""
+"""The group has moved on; the transaction can be aborted."""
 
 
 class KafkaOutputs:
-    """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open."""
+    """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open.
 
-    def __init__(self, settings: Settings, name: str, holds: Callable[[Token], bool] = lambda _: True) -> None:
+    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        holds: Callable[[Token], bool] = lambda _: True,
+        topics: Sequence[str] = (),
+    ) -> None:
         self._settings = settings
+        self._topics = topics
         self._name = f"{settings.application.name}-{name}"
         self._holds = holds
         self._producer: KafkaProducer | None = None
@@ -98,8 +113,9 @@ class KafkaOutputs:
             aborting = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
             aborting.start()
             aborting.join(self._settings.kafka.commit_timeout_s)
-            if aborting.is_alive():
-                self._discard()
+            # kafka-python 3.0.12 would send the refused offsets again with the next transaction, as a member that
+            # the broker knows: the offsets of a task that another worker owns by then would go back.
+            self._discard()
             raise TaskLost(f"the group refused the offsets: {type(error).__name__}") from error
         self._discard()
         if not isinstance(error, kafka_errors.KafkaError):
@@ -111,8 +127,9 @@ class KafkaOutputs:
 
     def _ensure(self) -> KafkaProducer:
         if self._producer is None:
+            require_topics(self._settings, self._topics)
             kafka = self._settings.kafka
-            with mapping("opening the transactional producer"):
+            with mapping(f"opening the transactional producer {self._name}"):
                 producer = KafkaProducer(
                     **connection(kafka, f"driftline-{self._name}"),
                     transactional_id=self._name,
@@ -127,6 +144,7 @@ class KafkaOutputs:
                     transaction_timeout_ms=round(kafka.transaction_timeout_s * 1000),
                     retry_backoff_ms=5,  # at 100 every transaction would wait 100 ms for the one before it
                 )
+                keep_requests(producer)
                 try:
                     producer.init_transactions()
                 except BaseException:

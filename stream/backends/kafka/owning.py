@@ -6,6 +6,7 @@ from typing import Any
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
+from stream.backends.kafka.admin import leave
 from stream.backends.kafka.client import connection, fenced, is_fenced
 from stream.settings import Settings
 
@@ -21,10 +22,13 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
         kafka, application = settings.kafka, settings.application
         self._held = False
         self._polled_at = 0.0
+        self._settings = settings
+        self._group = f"{application.name}.{name}"
+        self._member = f"{application.name}-{application.instance}"
         self._consumer = KafkaConsumer(
             **connection(kafka, f"driftline-{application.instance}-{name}"),
-            group_id=f"{application.name}.{name}",
-            group_instance_id=f"{application.name}-{application.instance}",
+            group_id=self._group,
+            group_instance_id=self._member,
             enable_auto_commit=False,
             auto_offset_reset="none",
             partition_assignment_strategy=[RangePartitionAssignor],
@@ -48,6 +52,8 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
+        if self._settings.kafka.leave_on_stop:
+            leave(self._settings, self._group, self._member)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         for partition in assigned:
