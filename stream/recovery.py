@@ -75,11 +75,11 @@ class Recovery:
         # round, ticks of another owner that end between the two look as if Kafka had lost them.
         self._marker, _ = self.store.load(self.task, ())
         self._committed = self.inputs.committed(self.task)
-        if self._committed is None and self._marker is not None:
-            self._check_topics_are_those_of(self._marker)
-        state = compared(self.task, self.partitions, self._committed, self._marker)
+        marker = self._marker
+        if self._committed is None and marker is not None:
+            self._check_topics_are_those_of(marker)
+        state = compared(self.task, self.partitions, self._committed, marker)
         if state is None:
-            marker = self._marker
             self._position = 0 if marker is None or self._is_of_another_kafka(marker) else marker.journal_offset + 1
         return state
 
@@ -91,8 +91,8 @@ class Recovery:
             for topic, offset in marker.state.offsets.items()
             if offset > ends[topic]
         ]
-        end = self.journal.end(self.task)
-        if marker.journal_offset >= end:
+        if self._is_of_another_kafka(marker):
+            end = self.journal.end(self.task)
             short.append(f"the journal ends at {end}, the store's last tick lies at {marker.journal_offset}")
         if short:
             raise StoreAhead(
