@@ -12,7 +12,8 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
-from stream.backends.kafka.offsets import Place, Span, members, remove_member, spans
+from stream.backends.kafka.admin import leave
+from stream.backends.kafka.offsets import Place, Span, members, spans
 from stream.backends.redis import RedisStore
 from stream.cli.progress import progress
 from stream.errors import Misconfigured, OutcomeUnknown, Refused, SettingsError, TaskLost
@@ -47,7 +48,8 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         store = stack.enter_context(closing(RedisStore(settings)))
         store.check()
         inputs = KafkaInputs(alone)
-        stack.callback(remove_member, settings, INSTANCE)
+        group = settings.application.name
+        stack.callback(leave, settings, group, f"{group}-{INSTANCE}")
         stack.enter_context(closing(inputs))
         outputs = stack.enter_context(closing(KafkaOutputs(settings, INSTANCE, inputs.holds)))
         journal = stack.enter_context(closing(KafkaTopic(settings, settings.topic("journal"))))

@@ -413,6 +413,14 @@ class OutputsContract:
         assert [r.offset for r in read_all(cluster.make_topic(cluster.journal), 0, 1)] == [offset]
         assert inputs.committed(0) is None
 
+    def test_a_record_is_of_the_time_of_writing_unless_it_brings_its_own(self, cluster: Cluster) -> None:
+        inputs = cluster.make_inputs()
+        token, outputs = join(inputs), cluster.make_outputs("one", inputs)
+        outputs.commit([note(cluster), note(cluster)._replace(timestamp_ms=NOW - 7)], [], token)
+        written, own = read_all(cluster.make_topic(cluster.journal), 0, 2)
+        assert written.timestamp_ms != NOW - 7
+        assert own.timestamp_ms == NOW - 7
+
     def test_a_token_of_an_old_generation_is_refused_nothing_is_visible_and_the_writer_goes_on(
         self, cluster: Cluster
     ) -> None:

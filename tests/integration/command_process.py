@@ -1,4 +1,4 @@
-"""One command in a process of its own, with small batches, which can be told to die at a point of its N-th commit.
+"""One command in a process of its own, with small batches, told to die or to stop at a point of its N-th commit.
 
     python -m tests.integration.command_process --kill-at in-transaction:3 -- backfill history.jsonl
 
@@ -26,26 +26,29 @@ def main() -> int:
     """Run the command; the exit code is its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kill-at", metavar="STEP:N")
+    parser.add_argument("--stop-at", metavar="STEP:N", help="says so on standard error, and waits for SIGCONT")
     parser.add_argument("command", nargs="+")
     parsed = parser.parse_args()
     backfill.BATCH = repartition.BATCH = BATCH
     stream.rewind.PART_CUSTOMERS = PART_CUSTOMERS
-    if parsed.kill_at:
-        step, number = parsed.kill_at.split(":")
-        assert step in STEPS, step
-        _die_at(step, int(number))
+    for at, number in ((parsed.kill_at, signal.SIGKILL), (parsed.stop_at, signal.SIGSTOP)):
+        if at:
+            step, _, count = at.partition(":")
+            assert step in STEPS, step
+            _fail_at(step, int(count), number)
     return stream.cli.main(parsed.command)
 
 
-def _die_at(step: str, number: int) -> None:
+def _fail_at(step: str, number: int, fault: signal.Signals) -> None:
     """Put the points around and inside the commit."""
     commit, count = KafkaOutputs.commit, 0
 
     def reach(where: str) -> None:
-        if where == step and count >= number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if where == step and count == number:
+            print(f"reached {step}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), fault)
 
-    def dying(
+    def failing(
         self: KafkaOutputs, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token
     ) -> Sequence[int]:
         nonlocal count
@@ -64,7 +67,7 @@ def _die_at(step: str, number: int) -> None:
         reach("after-commit")
         return written
 
-    KafkaOutputs.commit = dying  # type: ignore[method-assign]
+    KafkaOutputs.commit = failing  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

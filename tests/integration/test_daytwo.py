@@ -287,6 +287,26 @@ def test_a_rewind_to_the_earliest_killed_half_way_counts_everything_anew_and_tel
     assert len(check(site, *bad).alerts) >= len(again.alerts)
 
 
+def test_a_rewind_that_was_frozen_while_a_worker_started_changes_nothing_more(site):
+    site.feed(0.3)
+    run_to_the_end(site)
+    command = ("--stop-at", "before-commit:2", "--", "rewind", "--to", "earliest", "--yes")
+    frozen = site._start(["tests.integration.command_process", *command], "rewind")
+    frozen.wait_for(lambda: "reached" in frozen.errors, "the second task's commit")
+    bad = [one for one in site.shop.bad if one.partition == 0]
+    worker = site.worker()
+    worker.wait_for(lambda: worker.said("ready") and worker.said("ready")[-1]["tasks"] == [0, 1, 2], "all tasks")
+    site.feed(0.6)
+    site.wait_for_the_end(worker)
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.end() == 1, frozen.errors
+    assert "has members: w1" in frozen.errors
+    site.feed()
+    site.wait_for_the_end(worker)
+    stop(site, worker)
+    assert rewinds(check(site, *bad)) == {0: ["rewind"], 1: [], 2: []}
+
+
 def test_a_rewind_to_the_earliest_says_what_retention_has_removed(site):
     site.feed(0.5)
     run_to_the_end(site)

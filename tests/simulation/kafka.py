@@ -192,7 +192,16 @@ class Broker:
         transaction.logs[logs[partition]] = None
         now_ms = round(self.stage.now * 1000)
         return logs[partition].append(
-            Record(outgoing.topic, partition, 0, now_ms, outgoing.key, outgoing.value, outgoing.headers), transaction
+            Record(
+                outgoing.topic,
+                partition,
+                0,
+                now_ms if outgoing.timestamp_ms is None else outgoing.timestamp_ms,
+                outgoing.key,
+                outgoing.value,
+                outgoing.headers,
+            ),
+            transaction,
         )
 
     def add_offsets(self, name: str, epoch: int, group: "Group", offsets: Sequence[Offset], sent: Metadata) -> None:

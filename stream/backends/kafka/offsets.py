@@ -6,7 +6,6 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from kafka import ConsumerGroupMetadata, KafkaConsumer, TopicPartition
-from kafka.admin import MemberToRemove
 from kafka.errors import CoordinatorNotAvailableError
 from kafka.structs import OffsetAndMetadata
 
@@ -80,13 +79,6 @@ def members(settings: Settings) -> list[str]:
     prefix = f"{group}-"
     names = [str(member["group_instance_id"] or member["client_id"]) for member in found.get("members") or ()]
     return sorted(name.removeprefix(prefix) for name in names)
-
-
-def remove_member(settings: Settings, instance: str) -> None:
-    """Take a static member out of the group now, instead of at the end of its session."""
-    group = settings.application.name
-    with mapping(f"leaving the group {group}"), _admin(settings) as admin:
-        admin.remove_group_members(group, [MemberToRemove(group_instance_id=f"{group}-{instance}")])
 
 
 def outsider(group: str) -> Token:
