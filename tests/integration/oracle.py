@@ -251,6 +251,8 @@ def check_redis_is_the_journal_folded(seen: Seen) -> None:
         assert not differ, f"task {task}: other rows than in the journal: {differ}"
         dues = {customer: int(np.frombuffer(row, ROW)[0]["due"]) for customer, row in stored.items()}
         assert seen.dues[task] == dues, f"task {task}: other due times than in the rows"
+        if not ticks:
+            continue
         last = ticks[-1].entry.state
         assert seen.markers[task]["seq"] == last.seq, f"task {task}: the marker is not at the last tick"
         assert seen.markers[task]["state"] == orjson.loads(orjson.dumps(last.to_json())), f"task {task}: other state"

@@ -441,6 +441,7 @@ class SimOutputs:
     def __init__(self, broker: Broker, name: str, actor: Actor, group: Group | None, inputs: SimInputs | None) -> None:
         self._broker, self._name, self._actor, self._group, self._inputs = broker, name, actor, group, inputs
         self._epoch = -1
+        self._refused: Sequence[Offset] = ()
         self.reset()
 
     def commit(self, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token) -> Sequence[int]:
@@ -459,11 +460,14 @@ class SimOutputs:
                 assert self._group is not None
                 assert self._inputs is not None
                 sent = self._inputs.metadata_now() if unfenced else token.proof[1]
+                offsets, self._refused = [*self._refused, *offsets], ()
                 broker.add_offsets(self._name, self._epoch, self._group, offsets, sent)
             self._actor.pause("sent offsets")
             self._check()
             self._end()
         except OffsetsRefusedError as error:
+            if "refused offsets are sent again" in broker.mutations:
+                self._refused = offsets  # as kafka-python does, unless its producer is thrown away
             self._abort()
             raise TaskLost(str(error)) from None
         except FencedError as error:

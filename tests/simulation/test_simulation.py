@@ -21,7 +21,7 @@ from tests.simulation.world import FAULTS, ScheduleError, World
 SCHEDULES = 300
 ENOUGH = 60
 """Schedules within which a missing guard must show."""
-HARM = "a tick lacks|a gap or an overlap|StoreAhead"
+HARM = "a tick lacks|a gap or an overlap|StoreAhead|JournalGap"
 """Two owners have committed the same tick, or one has moved the offsets back."""
 ROWS = "other (rows|customers)|run again"
 """The store is not what the journal says."""
@@ -117,6 +117,7 @@ def found(only: tuple[str, ...], **taken_away: Any) -> str:
             ROWS,
         ),
         ("a chunk does not ask for those before it", ("redis_loses_its_tail",), ROWS),
+        ("refused offsets are sent again", ("freeze", "expel", "join", "stop"), HARM),
         ("timer ticks are not numbered", ("kill", "night"), '"seq"|StoreAhead|a tick lacks'),
     ],
 )
