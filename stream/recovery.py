@@ -5,12 +5,12 @@ committed offsets (seq in their metadata)  against  marker in the store (seq)
   neither                     a new task: start where the settings say
   store behind                replay the journal from the marker, or from its beginning where the store is empty
   level                       ready
-  offsets gone                expired: go on from the marker's, under a new incarnation
+  offsets gone                expired: go on from the journal's last tick, under a new incarnation
   offsets gone, topics new    refuse: the store belongs to another Kafka
   store ahead                 refuse: Kafka lost data, or somebody reset offsets
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from stream.chunks import Chunks
@@ -33,6 +33,8 @@ STEP_RECORDS = 50
 class Recovery:
     """Recovers one task, a bounded step at a time; may be dropped at any step and begun again.
 
+    `expired` says that the group had lost the task's offsets: they are known again, and not committed yet.
+
     Raises from `step`: `StoreAhead`, `JournalGap`, `Misconfigured`, and what the ports raise.
     """
 
@@ -51,6 +53,7 @@ class Recovery:
     _position: int = 0
     _chunks: Chunks | None = None
     _empty_since: float | None = None
+    expired: bool = False
     _ahead: int | None = None
     _begun: int = 0
     _anew: int = 0
@@ -76,30 +79,23 @@ class Recovery:
         self._marker, _ = self.store.load(self.task, ())
         self._committed = self.inputs.committed(self.task)
         marker = self._marker
-        if self._committed is None and marker is not None:
-            self._check_topics_are_those_of(marker)
-        state = compared(self.task, self.partitions, self._committed, marker)
+        if self._committed is None:
+            self._take_from_the_journal(marker)
+        state = compared(self.task, self.partitions, self.inputs.topics, self._committed, marker)
         if state is None:
             self._position = 0 if marker is None or self._is_of_another_kafka(marker) else marker.journal_offset + 1
         return state
 
-    def _check_topics_are_those_of(self, marker: Marker) -> None:
-        """Offsets that have expired are taken from the marker, if they are offsets of these topics."""
-        ends = self.inputs.ends(self.task)
-        short = [
-            f"{topic}-{self.task} ends at {ends[topic]}, the store has read it up to {offset}"
-            for topic, offset in marker.state.offsets.items()
-            if offset > ends[topic]
-        ]
-        if self._is_of_another_kafka(marker):
-            end = self.journal.end(self.task)
-            short.append(f"the journal ends at {end}, the store's last tick lies at {marker.journal_offset}")
-        if short:
-            raise StoreAhead(
-                f"task {self.task}: no offsets are committed, and {'; '.join(short)}. This Redis belongs to another "
-                "Kafka, or the topics were created anew. Connect the Kafka it belongs to; or keep its customers and "
-                "read the topics here from their beginning: `driftline rewind --to earliest --keep-customers`"
-            )
+    def _take_from_the_journal(self, marker: Marker | None) -> None:
+        """Where the group's offsets have expired, those of the journal's last tick stand for them."""
+        if marker is not None and set(marker.state.offsets) <= set(self.inputs.topics):
+            said = strangers(self.task, marker, self.inputs.ends(self.task), self.journal.end(self.task))
+            if said:
+                raise StoreAhead(said)
+        last = last_entry(self.journal, self.task)
+        self.expired = last is not None or marker is not None
+        if last is not None and last.seq > (marker.state.seq if marker else 0):
+            self._committed = Committed(last.state.offsets, last.seq, last.state.incarnation)
 
     def _is_of_another_kafka(self, marker: Marker) -> bool:
         return marker.journal_offset >= self.journal.end(self.task)
@@ -165,7 +161,8 @@ class Recovery:
                 )
             self._apply(entry, record.offset)
             if entry.seq == committed.seq:
-                return self._begin(_agreed(self.task, committed, entry.state))
+                state = _agreed(self.task, committed, entry.state)
+                return self._begin(replace(state, incarnation=state.incarnation + self.expired))
         return None
 
     def _apply(self, entry: Entry, offset: int) -> None:
@@ -212,13 +209,68 @@ class Recovery:
         return replace(state, offsets=dict(offsets))
 
 
-def compared(task: int, partitions: int, committed: Committed | None, marker: Marker | None) -> TaskState | None:
+def last_entry(journal: Topic, task: int) -> Entry | None:
+    """The newest entry of a task's journal."""
+    end, width = journal.end(task), TAIL_RECORDS
+    while True:
+        last = None
+        for entry in entries(journal, task, max(end - width, 0)):
+            last = entry
+        if last is not None or width >= end:
+            return last
+        width *= 4
+
+
+def entries(journal: Topic, task: int, position: int) -> Iterator[Entry]:
+    """A task's journal from an offset on."""
+    chunks = Chunks()
+    journal.catch_up(task)
+    while records := journal.read(task, position, STEP_RECORDS):
+        for record in records:
+            position = record.offset + 1
+            data = chunks.add(record.value or b"", record.headers)
+            if data is not None:
+                yield decode(data)
+
+
+def strangers(task: int, marker: Marker, ends: Mapping[str, int], journal_end: int) -> str:
+    """Why the topics, which end there, cannot be those that the store has read; empty if they can.
+
+    To be asked where the group has no offsets: they may have expired, or Kafka is another one.
+    """
+    short = [
+        f"{topic}-{task} ends at {ends[topic]}, the store has read it up to {offset}"
+        for topic, offset in marker.state.offsets.items()
+        if offset > ends.get(topic, offset)
+    ]
+    if marker.journal_offset >= journal_end:
+        short.append(f"the journal ends at {journal_end}, the store's last tick lies at {marker.journal_offset}")
+    if not short:
+        return ""
+    return (
+        f"task {task}: no offsets are committed, and {'; '.join(short)}. This Redis belongs to another "
+        "Kafka, or the topics were created anew. Connect the Kafka it belongs to; or keep its customers and "
+        "read the topics here from their beginning: `driftline rewind --to earliest --keep-customers`"
+    )
+
+
+def compared(
+    task: int, partitions: int, topics: Collection[str], committed: Committed | None, marker: Marker | None
+) -> TaskState | None:
     """The state that a task goes on from, None where the store is behind and the journal is to be replayed.
+
+    Where nothing is committed, ask `strangers` too.
 
     Raises:
         StoreAhead: the offsets are not those that the store came from.
-        Misconfigured: the store was filled under another partition count.
+        Misconfigured: the store was filled under another partition count, or from other topics.
     """
+    renamed = sorted(set(marker.state.offsets) - set(topics)) if marker is not None else []
+    if renamed:
+        raise Misconfigured(
+            f"task {task}: the store has read the topics {' and '.join(renamed)}, the settings name "
+            f"{' and '.join(sorted(topics))}. Name the former in topics.*, or give the new ones a new application.name"
+        )
     if marker is not None and marker.partitions != partitions:
         raise Misconfigured(
             f"task {task} was stored with {marker.partitions} partitions, the input topics have "

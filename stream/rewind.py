@@ -96,10 +96,9 @@ class Found(NamedTuple):
 class _Journalled:
     """Inputs that are committed where the journal ends, whatever the group's offsets are."""
 
-    topics: tuple[str, ...] = ()
-
     def __init__(self, last: Entry) -> None:
         self._last = last
+        self.topics = tuple(last.state.offsets)
 
     def committed(self, task: int) -> Committed:  # noqa: ARG002  as the port calls it
         return Committed(self._last.state.offsets, self._last.seq, self._last.state.incarnation)
@@ -218,7 +217,8 @@ class Rewind:
         marker, told_ms = found.marker, 0
         for state in (marker.state if marker else None, found.last.state if found.last else None):
             if state is not None:
-                told_ms = max(told_ms, state.stream_time_ms, state.history_until_ms)
+                # Alerts of events came with their own time, which runs ahead of the clock that waits for both topics.
+                told_ms = max(told_ms, state.stream_time_ms, state.history_until_ms, *state.highs.values())
         dropped = {customer: None for customer, _ in self.store.scan(found.task)}
         if found.gap:  # whoever rebuilds Redis from what is left of the journal must forget these too
             for entry in self._entries(found.task, 0):

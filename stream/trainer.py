@@ -6,7 +6,7 @@ takes over goes on exactly there.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from stream.processing.features import segment_features
 from stream.processing.segment_names import names
 from stream.processing.version import Version, from_bytes, to_bytes, warming
 from stream.settings import Settings
-from stream.versions import CONFIG_KEY, KEY, Versions
+from stream.versions import KEY, Versions
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class Trainer:
         if not self._models.owned():
             self._give_up()
             return False
-        if self._outputs is None and not self._take_over():
-            return False
+        if self._outputs is None:
+            self._take_over()
         busy = False
         count = self._journal.partitions()
         for turn in range(count):
@@ -90,8 +90,8 @@ class Trainer:
         self._journal.close()
         self._models.close()
 
-    def _take_over(self) -> bool:
-        """Fence the trainer before, and go on from the newest version; returns whether it could write."""
+    def _take_over(self) -> None:
+        """Fence the trainer before, and go on from the newest version."""
         outputs = self._make_outputs()
         try:
             self._models.catch_up(0)
@@ -106,13 +106,13 @@ class Trainer:
         else:
             self._learner = from_bytes(to_bytes(newest, {}))
             self._learned = {"events": 0, "customers": 0, "labels": 0, **newest.learned}
-            self._done = dict(newest.journal)
+            # Beyond the end lies nothing that was learned: the journal was created anew.
+            self._done = {task: at for task, at in newest.journal.items() if self._holds(task, at)}
         self._positions = dict(self._done)
         self._chunks = {}
         self._outputs = outputs  # last: only a whole take-over counts
         self._metrics.training.set(1)
         log.info("trainer takes over", extra={"version": self._learner.number, "learned": dict(self._learned)})
-        return self._keep_config()
 
     def _give_up(self) -> None:
         if self._outputs is not None:
@@ -187,7 +187,11 @@ class Trainer:
             # No journal record that is still kept can need it: a tombstone lets compaction drop it.
             if published_ms < oldest_ms:
                 records += [Outgoing(topic, 0, key, None) for key in self._versions.chunks.get(number, ())]
-        if not self._commit(records):
+        try:
+            self._outputs.commit(records, (), NO_GROUP)
+        except (TaskLost, OutcomeUnknown) as error:
+            log.warning("a model version was not published: %s", error)
+            self._give_up()  # taking over again begins with whatever was published
             return False
         log.info(
             "published a model version",
@@ -195,23 +199,8 @@ class Trainer:
         )
         return True
 
-    def _keep_config(self) -> bool:
-        """Keep the text behind the configuration hash that ticks are stamped with."""
-        key = self._settings.config_hash
-        if key in self._versions.configs:
-            return True
-        topic = self._settings.topic("models")
-        return self._commit([Outgoing(topic, 0, f"{CONFIG_KEY}{key}".encode(), self._settings.config_text)])
-
-    def _commit(self, records: Sequence[Outgoing]) -> bool:
-        assert self._outputs is not None
-        try:
-            self._outputs.commit(records, (), NO_GROUP)
-        except (TaskLost, OutcomeUnknown) as error:
-            log.warning("the models topic was not written: %s", error)
-            self._give_up()  # taking over again begins with whatever was published
-            return False
-        return True
+    def _holds(self, task: int, offset: int) -> bool:
+        return task < self._journal.partitions() and offset <= self._journal.end(task)
 
 
 def _ready(version: Version) -> dict[str, bool]:

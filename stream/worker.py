@@ -34,7 +34,7 @@ from stream.reporting import Held, Reporter
 from stream.rows import RowCache
 from stream.settings import Settings
 from stream.trainer import Trainer
-from stream.versions import Versions
+from stream.versions import CONFIG_KEY, Versions
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,10 @@ TRAIN_RETRY_S = 2.0
 
 @dataclass(slots=True)
 class Task:
-    """One partition number over all input topics, as this worker holds it. Not ready while `recovery` is set."""
+    """One partition number over all input topics, as this worker holds it. Not ready while `recovery` is set.
+
+    One that is not `pinned` has no offsets committed: it commits an empty tick if there is nothing else to.
+    """
 
     number: int
     recovery: Recovery | None
@@ -56,6 +59,7 @@ class Task:
     state: TaskState = field(default_factory=TaskState)
     heard: dict[str, float] = field(default_factory=dict)
     checked_at: float = 0.0
+    pinned: bool = True
 
 
 class Prepared(NamedTuple):
@@ -106,6 +110,7 @@ class Worker:
         self._tasks: dict[int, Task] = {}
         self._retry_at = self._train_at = 0.0
         self._unfenced = False
+        self._config_kept = False
         self._busy = False
         self._fault = ""
         self._quality = Quality(settings)
@@ -243,6 +248,8 @@ class Worker:
                 "recovered",
                 extra={"task": task.number, "seq": state.seq, "replayed": task.recovery.replayed},
             )
+            new = state.seq == 0 and self._settings.kafka.start_at == "latest"  # the latest moves on meanwhile
+            task.pinned = not (task.recovery.expired or new)
             task.state, task.recovery = state, None
             task.heard = dict.fromkeys(task.buffers, self._clock.monotonic())
         return bool(recovering)
@@ -261,12 +268,21 @@ class Worker:
             return False
 
     def _adopt(self) -> None:
-        """Change to the newest model version, between ticks."""
+        """Change to the newest model version, between ticks; keep the text behind our configuration hash beside it."""
         version = self._versions.refresh()
+        self._keep_config()
         if version is None or version is self.version:
             return
         self.version = version
         self._report.adopted(version, self._versions.published_ms.get(version.number, 0))
+
+    def _keep_config(self) -> None:
+        key = self._settings.config_hash
+        if self._config_kept or key in self._versions.configs:
+            return
+        assert self._token is not None
+        text = Outgoing(self._settings.topic("models"), 0, f"{CONFIG_KEY}{key}".encode(), self._settings.config_text)
+        self._config_kept = self._write([text], (), list(self._tasks.values())) is not None
 
     def _prepare(self) -> list[Prepared]:
         prepared = []
@@ -288,6 +304,8 @@ class Worker:
         heads = [buffer[0].time_ms for buffer in task.buffers.values() if buffer]
         start_ms = max(state.stream_time_ms, min(heads, default=0))
         until_ms = start_ms + round(settings.max_span_hours * 3_600_000)
+        if state.stream_time_ms < state.history_until_ms:  # a tick is told as a whole, or it is not
+            until_ms = min(until_ms, state.history_until_ms)
         taken = take(task.buffers, ended, highs, settings.max_events, until_ms)
         highs = raised(highs, taken)
         released = frozenset(topic for topic in ended if not task.buffers[topic])
@@ -300,8 +318,7 @@ class Worker:
         # A clock in the future must not make the customers of a whole task look silent for years.
         now_ms = max(state.stream_time_ms, min(now_ms, wall_ms + round(settings.max_ahead_s * 1000)))
         wakes = store.due(task.number, now_ms, settings.max_wakes) if now_ms else []
-        pinned = state.seq > 0 or self._settings.kafka.start_at == "earliest"
-        if not taken and not wakes and pinned:  # an unpinned task commits an empty tick, or "latest" would move on
+        if not taken and not wakes and task.pinned:
             self._check_store(task)
             return None
         customers = tick.touched(taken, wakes)
@@ -363,19 +380,27 @@ class Worker:
                 Offset(topic, task.number, next_offset, entry.seq, entry.state.incarnation)
                 for topic, next_offset in entry.state.offsets.items()
             ]
-        try:
-            written = self._ports.outputs.commit(records, offsets, self._token)
-        except TaskLost as error:
-            self._lose([one.task for one in prepared], "stale", error)
-            return False
-        except OutcomeUnknown as error:
-            self._lose(list(self._tasks.values()), "unknown", error)
-            self._unfenced = True
+        written = self._write(records, offsets, [one.task for one in prepared])
+        if written is None:
             return False
         self._report.spent("commit")
         for one, place in zip(prepared, last_chunk, strict=True):
             self._apply(one, written[place])
         return True
+
+    def _write(
+        self, records: Sequence[Outgoing], offsets: Sequence[Offset], tasks: Sequence[Task]
+    ) -> Sequence[int] | None:
+        """One transaction for these tasks; returns the records' offsets, None where they are to be recovered."""
+        assert self._token is not None
+        try:
+            return self._ports.outputs.commit(records, offsets, self._token)
+        except TaskLost as error:
+            self._lose(tasks, "stale", error)
+        except OutcomeUnknown as error:
+            self._lose(list(self._tasks.values()), "unknown", error)
+            self._unfenced = True
+        return None
 
     def _dead_letter(self, letter: DeadLetter) -> Outgoing:
         record = letter.record
@@ -410,7 +435,7 @@ class Worker:
         except (TaskLost, Retriable) as error:
             self._lose([task], _why(error), error)  # committed: the journal brings the store level
         else:
-            task.state = entry.state
+            task.state, task.pinned = entry.state, True
             task.cache.put(entry.customers, entry.rows, entry.forgotten)
         self._report.spent("apply")
         self._report.committed(result, len(data))

@@ -356,9 +356,9 @@ def _tasks(site: Site) -> Iterable[Finding]:
     time.sleep(settle_s)
     stamps = site.kafka.committed(site.partitions)
     time.sleep(settle_s)
-    journal = site.kept(site.settings.topic("journal"))
+    kept = site.kept(*site.settings.inputs, site.settings.topic("journal"))
     after = site.redis.markers(range(site.partitions))
-    return group.tasks(site.settings, site.partitions, stamps, before, after, journal)
+    return group.tasks(site.settings, site.partitions, stamps, before, after, kept)
 
 
 @check("customers", REDIS)

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from stream.diagnosis import Finding, counted, listed, ok, warning, wrong
 from stream.diagnosis.facts import Extent, Group, Member, Place
-from stream.errors import Misconfigured, Refused
+from stream.errors import Misconfigured, Refused, StoreAhead
 from stream.ports import Committed, Marker
-from stream.recovery import compared
+from stream.recovery import compared, strangers
 from stream.settings import Settings
 
 SETTLED = ("Stable", "Empty", "Dead", "")
@@ -112,12 +112,13 @@ def tasks(
     committed: Mapping[int, Committed | Misconfigured | None],
     before: Mapping[int, Marker],
     after: Mapping[int, Marker],
-    journal: Mapping[Place, Extent],
+    kept: Mapping[Place, Extent],
 ) -> Iterator[Finding]:
     """The store against the committed offsets, as a worker would find them.
 
     Workers may run on meanwhile: `before` was read a while before `committed`, `after` a while after it. Only a marker
-    that was there before is held to be ahead, only one that is still missing afterwards to be behind.
+    that was there before is held to be ahead, only one that is still missing afterwards to be behind. `kept` are the
+    partitions of the inputs and of the journal.
     """
     level, fine = 0, True
     for task in range(partitions):
@@ -127,14 +128,20 @@ def tasks(
             yield _refused(stamp)
             continue
         try:
-            behind = compared(task, partitions, stamp, before.get(task)) is None
+            behind = compared(task, partitions, settings.inputs, stamp, before.get(task)) is None
         except Refused as error:
             fine = False
             yield _refused(error)
             continue
+        journal = kept.get((settings.topic("journal"), task))
         if stamp is None:
             if marker is not None and task in before:
                 fine = False
+                ends = {topic: kept[topic, task].stable for topic in settings.inputs if (topic, task) in kept}
+                said = strangers(task, marker, ends, journal.stable) if journal else ""
+                if said:
+                    yield _refused(StoreAhead(said))
+                    continue
                 yield warning(
                     f"task {task}: the group's offsets have expired, the store is at tick {marker.state.seq}",
                     "none needed: a worker goes on from the store, under a new incarnation",
@@ -145,7 +152,7 @@ def tasks(
             level += 1
             continue
         fine = False
-        yield _behind(task, missing, marker, journal.get((settings.topic("journal"), task)))
+        yield _behind(task, missing, marker, journal)
     if fine:
         new = partitions - level
         yield ok(f"{counted(level, 'task')} level with the committed offsets" + (f", {new} new" if new else ""))

@@ -1,7 +1,7 @@
 """The one clock of a task, and the order in which its topics are read. Pure: wall time comes in as an argument."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stream.errors import InvalidEvent
@@ -53,7 +53,8 @@ def take(
 
     A topic that is ahead waits: nothing later than the highest time seen of an empty topic is taken, unless that
     topic has let go (`released`: read to its end and silent). `until_ms` ends a tick that would cover too much
-    stream time; the first record is always taken.
+    stream time; the first record is always taken. History and what is live do not share a tick, as only the latter
+    is told; an order to forget ends its tick, so that what follows it begins anew.
     """
     taken: list[Decoded] = []
     bound = min(
@@ -66,13 +67,23 @@ def take(
         time_ms, topic = min(heads)
         if bound is not None and time_ms > bound:
             break
-        if until_ms is not None and taken and time_ms > until_ms:
+        if taken and ((until_ms is not None and time_ms > until_ms) or _parts(taken, buffers[topic][0])):
             break
         taken.append(buffers[topic].popleft())
         if not buffers[topic] and topic not in released:
             own = max(highs.get(topic, 0), max(one.time_ms for one in taken if one.record.topic == topic))
             bound = own if bound is None else min(bound, own)
     return taken
+
+
+def _parts(taken: Sequence[Decoded], following: Decoded) -> bool:
+    """Whether a tick ends between what was taken and what follows."""
+    if isinstance(taken[-1].outcome, Forget):
+        return not isinstance(following.outcome, Forget)
+    if not isinstance(following.outcome, Event):
+        return False
+    before = next((one.outcome for one in reversed(taken) if isinstance(one.outcome, Event)), following.outcome)
+    return before.history != following.outcome.history
 
 
 def raised(highs: Mapping[str, int], taken: Iterable[Decoded]) -> dict[str, int]:

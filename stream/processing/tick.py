@@ -171,11 +171,10 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     history_until_ms = tick.state.history_until_ms
     if schema > 1:
         history_until_ms = max([history_until_ms, *(one.event.time_ms for one in accepted if one.event.history)])
-    past: list[Alert] = []
-    if tick.stream_time_ms <= history_until_ms:
-        past, alerts = alerts, []
-        for alert in past:
-            hold(alert.kind, "history")
+    past = [alert for alert in alerts if alert.time_ms <= history_until_ms]
+    for alert in past:
+        hold(alert.kind, "history")
+    alerts = [alert for alert in alerts if alert.time_ms > history_until_ms]
     kept = _capped(alerts, alerted, settings.alerts.max_per_day, hold)
     _note(looking, kept, tick.stream_time_ms)
     state = replace(

@@ -22,7 +22,7 @@ import orjson
 import redis
 from kafka import KafkaConsumer, TopicPartition
 
-from stream.events import EventRules, Record
+from stream.events import HISTORY_HEADER, EventRules, Record
 from stream.processing import clock, sections, tick
 from stream.processing.customer import ROW, SCHEMA, as_read, blank
 from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
@@ -234,6 +234,20 @@ def check_alerts_are_those_of_the_journal(seen: Seen) -> None:
     past = {alert.id for ticks in seen.ticks.values() for one in ticks for alert in one.entry.past}
     told = past & {orjson.loads(value)["id"] for _, value in seen.alerts}
     assert not told, f"published although they are about history: {told}"
+    marked = {
+        f"{one.topic}-{one.partition}-{one.offset}"
+        for records in seen.inputs.values()
+        for one in records
+        if HISTORY_HEADER in dict(one.headers)
+    }
+    told_data = [orjson.loads(value)["data"] for _, value in seen.alerts]
+    told_of = [one for one in told_data if one["derived_from"]["cause"] in marked]
+    assert not told_of, f"published although what caused it is marked as history: {told_of}"
+    changes = Counter(
+        (one["customer_id"], one["kind"], one["derived_from"]["cause"], one["from"], one["to"]) for one in told_data
+    )
+    again = [one for one, count in changes.items() if count > 1]
+    assert not again, f"told more than once, if under another incarnation: {again}"
     ids = Counter(orjson.loads(value)["id"] for _, value in seen.alerts)
     assert ids.total() == len(ids), f"published more than once: {[one for one, count in ids.items() if count > 1]}"
 

@@ -12,7 +12,7 @@ import orjson
 from stream.chunks import chunked
 from stream.embedded import Embedded
 from stream.errors import Misconfigured, Retriable
-from stream.events import Record
+from stream.events import FORGET_HEADER, HISTORY_HEADER, Record
 from stream.metrics import Metrics
 from stream.ports import Clock
 from stream.processing.customer import SCHEMA
@@ -24,7 +24,7 @@ from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import Shop
 from tests.simulation.actors import Actor, Stage
-from tests.simulation.kafka import Broker, SimInputs, SimOutputs, SimTopic
+from tests.simulation.kafka import SESSION_S, TRANSACTION_S, Broker, SimInputs, SimOutputs, SimTopic
 from tests.simulation.redis import NOTHING, Server, SimStore
 
 PARTITIONS = 2
@@ -127,11 +127,10 @@ class World:
         self._rate = draw.choice((0.0, 0.01, 0.02, 0.05))
         if self.only is not None:
             self._enabled, self._rate = [*self.only], 0.03
-        unknown = draw.choice((0.0, 0.05, 0.2))
-        self.broker.fate = lambda: (
-            draw.choice(("lost", "late", "unanswered")) if draw.random() < unknown else "answered"
-        )
+        self._unknown = draw.choice((0.0, 0.05, 0.2))
+        self.broker.fate = self._fate
         self.server.lost_answers = draw.choice((0.0, 0.0, 0.05))
+        self._history_share = draw.choice((0.0, 0.0, 0.3, 0.6))
         if draw.random() < 0.9:
             self._publish(trained())
 
@@ -147,6 +146,7 @@ class World:
         try:
             while self.shop.fed < len(self.shop.records):
                 self._step(faults=True)
+            self._forget()
             for _ in range(NIGHTS):
                 night(self)
                 for _ in range(NIGHT_STEPS):
@@ -214,12 +214,25 @@ class World:
 
     def _keep_shop(self, actor: Actor) -> None:
         self._ahead_ms = self.shop.records[0].time_ms
+        history = round(len(self.shop.records) * self._history_share)
         while batch := self.shop.next(BATCH):
             self._ahead_ms += max(batch[-1].time_ms - self._wall_ms(), 0)
-            for one in batch:
-                record = Record(one.topic, one.partition, 0, self._wall_ms(), one.key, one.value, one.headers)
+            for place, one in enumerate(batch, self.shop.fed - len(batch)):
+                marks = ((HISTORY_HEADER, b"1"),) if place < history and one.reason is None else ()
+                headers = (*one.headers, *marks)
+                record = Record(one.topic, one.partition, 0, self._wall_ms(), one.key, one.value, headers)
                 self.broker.topic(one.topic)[one.partition].append(record, None)
             actor.pause("sold", BATCH_S)
+
+    def _forget(self) -> None:
+        """Some ask to be forgotten, once they have bought all they will."""
+        known = sorted(customer for customer in self.shop.counts if not customer.startswith("anon:"))
+        for customer in self.draw.sample(known, self.draw.randrange(3)):
+            del self.shop.counts[customer]
+            partition = self.shop.place(customer)
+            for topic in self.settings.inputs:
+                order = Record(topic, partition, 0, self._wall_ms(), customer.encode(), None, ((FORGET_HEADER, b"1"),))
+                self.broker.topic(topic)[partition].append(order, None)
 
     def _work(self, instance: str, actor: Actor) -> None:
         worker = self._assemble(instance, actor)
@@ -399,6 +412,17 @@ def leave(world: World) -> None:
         world.alive.pop(name).kill()
         world.group.leave(name)
         world.trainers.leave(name)
+
+
+@fault
+def offsets_expire(world: World) -> None:
+    """Everybody is away for longer than the group remembers its offsets."""
+    away_s = 2 * SESSION_S + TRANSACTION_S
+    for name in sorted(world.alive):
+        world.alive[name].kill()
+        world.restart_later(name, away_s + 1)
+    if not [actor for actor in world.stage.actors if actor.name.startswith("w") and not actor.done]:  # no twin is left
+        world.broker.later(away_s, world.broker.committed.clear)
 
 
 @fault

@@ -7,7 +7,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from stream.errors import InvalidEvent
-from stream.events import Event
+from stream.events import Event, Forget
 from stream.processing.clock import Decoded, merged, raised, read, stream_time, take
 from tests.builders import NOW, RULES, body, event, record
 
@@ -176,3 +176,16 @@ def test_whatever_arrives_when_a_tick_comes_back_from_its_records_in_its_order(t
         later = stream_time(now_ms, highs, turn.released, None)
         assert later >= now_ms
         now_ms = later
+
+
+def test_history_and_what_is_live_share_no_tick() -> None:
+    past = event(time_ms=1)._replace(history=True)
+    outcomes = [past, InvalidEvent("empty", ""), past._replace(time_ms=2), event(time_ms=3), event(time_ms=4)]
+    waiting = {"a": deque(Decoded(record(None, topic="a", offset=i), each) for i, each in enumerate(outcomes))}
+    assert [took(waiting, "a") for _ in range(3)] == ["aaa", "aa", ""]
+
+
+def test_orders_to_forget_end_their_tick_and_what_follows_begins_anew() -> None:
+    outcomes = [event(time_ms=1), Forget("c-1"), Forget("c-2"), event(time_ms=1), Forget("c-1")]
+    waiting = {"a": deque(Decoded(record(None, topic="a", offset=i), each) for i, each in enumerate(outcomes))}
+    assert [took(waiting, "a") for _ in range(3)] == ["aaa", "aa", ""]

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import orjson
 import pytest
 
-from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, MemoryStore, MemoryTopic
-from stream.errors import BrokerUnavailable, StoreUnavailable
+from stream.backends.memory import (
+    MemoryCluster,
+    MemoryInputs,
+    MemoryOutputs,
+    MemoryPartition,
+    MemoryStore,
+    MemoryTopic,
+)
+from stream.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from stream.events import Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Committed, Outgoing
+from stream.processing.customer import ROW
+from stream.processing.journal import decode
 from stream.recovery import Recovery
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
@@ -152,8 +162,87 @@ def test_a_first_tick_lost_by_the_store_after_offsets_expired_is_replayed() -> N
     site.run()
     after, _ = site.store.load(0, ())
     assert after is not None
-    assert (after.state.incarnation, after.state.seq) == (1, before.state.seq + 1)
+    assert (after.state.incarnation, after.state.seq) == (1, before.state.seq + 2)  # the first pins the offsets
     assert site.customers() == ["c-1", "c-2"]
+
+
+def test_a_store_behind_the_journal_is_brought_level_also_when_the_offsets_have_expired() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    before, rows = site.store.load(0, ["c-1"])
+    assert before is not None
+    site.send("clickstream", "c-1", NOW_MS + 1_000)
+    site.run()
+    site.worker.close()
+    site.cluster.committed.clear()
+    site.store._markers[0], site.store._rows[0]["c-1"] = before, rows["c-1"]  # killed before it was applied
+    site.start()
+    site.run()
+    entries = [decode(record.value or b"") for record in site.journal.read(0, 0, 100)]
+    assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1)), "a tick was run twice"
+    assert [entry.state.incarnation for entry in entries][-1] == 1
+    (row,) = site.store.load(0, ["c-1"])[1].values()
+    assert np.frombuffer(row, ROW)["events"][0] == 2
+
+
+def test_an_emptied_store_without_offsets_is_rebuilt_from_the_journal() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    site.worker.close()
+    site.cluster.committed.clear()
+    site.store = MemoryStore()
+    site.start()
+    site.send("clickstream", "c-2", NOW_MS)
+    site.run()
+    assert site.customers() == ["c-1", "c-2"]
+    assert 0 in {task for _, task in site.cluster.committed}, "the offsets are not committed again"
+
+
+def test_topics_that_were_renamed_are_told_by_name() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    site.worker.close()
+    site.cluster.committed.clear()
+    site.cluster.inputs = ("clicks", "buys")
+    site.start()
+    with pytest.raises(Misconfigured, match="has read the topics clickstream and purchases, the settings name buys"):
+        site.run()
+
+
+def test_each_worker_keeps_the_text_behind_the_configuration_it_stamps() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS)
+    site.run()
+    site.worker.close()
+    alerts = site.settings.alerts.model_copy(update={"max_per_day": 7})
+    other = site.settings.model_copy(update={"alerts": alerts})
+    site.start(other)
+    site.send("clickstream", "c-2", NOW_MS)
+    site.run()
+    versions = Versions(site.models)
+    versions.refresh()
+    assert set(versions.configs) == {site.settings.config_hash, other.config_hash}
+    again = Settings.from_config_text(versions.configs[other.config_hash])
+    assert (again.alerts, again.config_hash) == (other.alerts, other.config_hash)
+
+
+def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning() -> None:
+    site = Site(reference_events=100, publish_min_events=100)
+    for number in range(300):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + number)
+        if number % 30 == 29:
+            site.run(4)
+    assert site.worker.version.journal[0] > 1
+    kept = site.cluster.topic(site.settings.topic("journal"))[0].read(0, 1)
+    site.cluster.topics[site.settings.topic("journal")] = [MemoryPartition()]
+    site.journal = MemoryTopic(site.cluster, site.settings.topic("journal"))
+    site.cluster.topic(site.settings.topic("journal"))[0].append(kept[0])
+    trainer = site.trainer()
+    assert trainer.step()
+    assert trainer._done == {0: 1}
 
 
 def test_an_owner_that_commits_while_a_task_is_compared_does_not_look_like_a_kafka_that_lost_ticks() -> None:
