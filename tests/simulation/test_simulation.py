@@ -19,7 +19,7 @@ from tests.simulation.__main__ import outcome
 from tests.simulation.world import FAULTS, ScheduleError, World
 
 SCHEDULES = 300
-ENOUGH = 60
+ENOUGH = 120
 """Schedules within which a missing guard must show."""
 HARM = "a tick lacks|a gap or an overlap|StoreAhead|JournalGap"
 """Two owners have committed the same tick, or one has moved the offsets back."""
