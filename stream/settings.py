@@ -43,6 +43,8 @@ def _topic_safe(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_topic_safe)]
+RESERVED = ("trainer", "backfill", "forget", "repartition", "rewind")
+"""Names under which parts of Driftline write: a worker of that name would be fenced by them."""
 
 
 def _redis_url(url: SecretStr) -> SecretStr:
@@ -312,6 +314,8 @@ def _contradictions(settings: Settings) -> list[str]:
         settings.kafka.sasl_mechanism and settings.kafka.sasl_username and settings.kafka.sasl_password
     ):
         faults.append("kafka.security_protocol is SASL: set sasl_mechanism, sasl_username and sasl_password")
+    if settings.application.instance in RESERVED:
+        faults.append(f"application.instance is {settings.application.instance}, which a part of Driftline goes by")
     if settings.topics.clickstream == settings.topics.purchases:
         faults.append("topics.clickstream and topics.purchases are the same topic; name two")
     if settings.models.publish_max_events < settings.models.publish_min_events:

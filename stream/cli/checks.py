@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stream.backends.http import probe
-from stream.backends.kafka import KafkaQuestions, KafkaTopic, check_topics
+from stream.backends.kafka import KafkaQuestions, KafkaTopic, check_topics, transactional_id
 from stream.backends.redis import RedisQuestions
 from stream.chunks import Chunks
 from stream.diagnosis import Finding, cluster, group, listed, ok, records, size, store, warning, wrong
@@ -221,7 +221,7 @@ def _partitions(site: Site) -> Iterable[Finding]:
 def _permissions(site: Site) -> Iterable[Finding]:
     name = site.settings.application.name
     groups = [one for one in (site.group, site.kafka.group(f"{name}.trainer")) if one.state]
-    untold = [f"transactional ids {name}-*"]
+    untold = [f"transactional ids {name}:*"]
     if not groups:
         untold.append(f"group {name}, which does not exist yet")
     return cluster.permissions(site.settings, list(site.described.values()), groups, untold)
@@ -308,8 +308,8 @@ def _brokers_disks(site: Site) -> Iterable[Finding]:
 @check("brokers' clocks", KAFKA)
 def _brokers_clocks(site: Site) -> Iterator[Finding]:
     name = site.settings.application.name
-    ids = [f"{name}-trainer"]
-    ids += [one.instance for one in site.group.members if one.instance]  # a worker's transactional id is the same
+    names = [one.instance.removeprefix(f"{name}-") for one in site.group.members if one.instance]
+    ids = [transactional_id(site.settings, one) for one in ("trainer", *names)]
     times = [site.kafka.newest_transaction_ms(ids)]
     stamping = [
         one.name for one in site.topics.values() if one.configs.get("message.timestamp.type") == "LogAppendTime"

@@ -143,7 +143,7 @@ def test_a_worker_goes_on_when_any_broker_of_three_is_killed(on_cluster, cluster
     for what, topic, partition, share in (
         ("leader of an input partition", site.settings.topics.clickstream, 0, 0.4),
         ("coordinator of the group", "__consumer_offsets", partition_of(site.name), 0.7),
-        ("coordinator of the transactions", "__transaction_state", partition_of(f"{site.name}-w1"), 1.0),
+        ("coordinator of the transactions", "__transaction_state", partition_of(f"{site.name}:w1"), 1.0),
     ):
         node = cluster.node(leader(cluster, topic, partition))
         site.feed(share)
@@ -394,7 +394,7 @@ def guarded() -> Iterator[tuple[KafkaServer, str]]:
         (ResourceType.TOPIC, "{0}.clicks", "DESCRIBE and READ on the topic"),
         (ResourceType.TOPIC, "{0}.alerts", "WRITE too if it is one of ours"),
         (ResourceType.GROUP, "{0}", "READ on the consumer groups"),
-        (ResourceType.TRANSACTIONAL_ID, "{0}-w1", "WRITE on the transactional ids"),
+        (ResourceType.TRANSACTIONAL_ID, "{0}:w1", "WRITE on the transactional ids"),
     ],
     ids=["input", "alerts", "group", "transactional id"],
 )

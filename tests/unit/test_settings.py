@@ -126,6 +126,7 @@ def test_a_misspelt_environment_variable_is_a_fault() -> None:
         ({"alerts": {"churn_enter": 0.5, "churn_clear": 0.5}}, "alerts.churn_clear"),
         ({"kafka": {"security_protocol": "SASL_SSL", "sasl_username": "u"}}, "kafka.security_protocol"),
         ({"topics": {"clickstream": "x", "purchases": "x"}}, "topics.purchases"),
+        ({"application": {"instance": "rewind"}}, "application.instance"),
         ({"models": {"publish_min_events": 9_000, "publish_max_events": 8_000}}, "models.publish_max_events"),
     ],
 )

@@ -34,6 +34,11 @@ STALE = (
 """The group has moved on; the transaction can be aborted."""
 
 
+def transactional_id(settings: Settings, name: str) -> str:
+    """Of a worker's instance or a part of the application; no name holds a colon, so two applications never meet."""
+    return f"{settings.application.name}:{name}"
+
+
 class KafkaOutputs:
     """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open.
 
@@ -49,7 +54,7 @@ class KafkaOutputs:
     ) -> None:
         self._settings = settings
         self._topics = topics
-        self._name = f"{settings.application.name}-{name}"
+        self._name = transactional_id(settings, name)
         self._holds = holds
         self._producer: KafkaProducer | None = None
         self.reset()
