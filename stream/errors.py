@@ -8,6 +8,7 @@
     │   ├── TransactionOpen   the worker that had the task before left a transaction undecided
     │   └── StoreUnavailable
     ├── TaskLost              another worker owns the task, or the store moved on: drop what is cached, recover
+    │   └── RowsLost          somebody took rows out of the store: discard the task there, and rebuild it
     ├── CannotTell            a server refuses a question of `driftline doctor`: ask the others, and say so
     ├── OutcomeUnknown        nobody knows whether the transaction was committed: new producer, then recover
     └── Refused               going on would do harm: the worker stops and says what an operator can do
@@ -64,6 +65,10 @@ class TaskLost(DriftlineError):
 
 class CannotTell(DriftlineError):
     """A server will not or cannot answer a question that nothing but curiosity hangs on."""
+
+
+class RowsLost(TaskLost):
+    """The store has lost single rows of a task that it says it has."""
 
 
 class OutcomeUnknown(DriftlineError):

@@ -185,7 +185,15 @@ class Store(Protocol):
     """Customers and markers. Raises `StoreUnavailable` without an answer, `NewerSchema` for a newer release's rows."""
 
     def load(self, task: int, customers: Sequence[str]) -> tuple[Marker | None, Mapping[str, bytes]]:
-        """The task's marker and the rows (bytes of `ROW`) of those customers it has, read together."""
+        """The task's marker and the rows (bytes of `ROW`) of those customers it has, read together.
+
+        Raises:
+            RowsLost: a row that the store knows the due time of is not there.
+        """
+        ...
+
+    def discard(self, task: int) -> None:
+        """Forget how far a task has come, so that it is rebuilt from the journal; nothing else is touched."""
         ...
 
     def apply(

@@ -1,13 +1,20 @@
 """When bad input is a misconfiguration: the worker stops instead of filling the dead letters."""
 
 from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stream.errors import Misconfigured, TooManyDeadLetters
+from stream.processing.placement import is_placed
 from stream.processing.tick import TickResult
 from stream.settings import Settings
 
 MISPLACED_SHARE = 0.01
 MISPLACED_AFTER = 1_000
+LOOK_AT = 200
+"""Known customers whose partition is checked after a start; each costs a few microseconds."""
 
 
 class Quality:
@@ -17,7 +24,27 @@ class Quality:
         self._settings = settings
         self._latest: deque[bool] = deque(maxlen=settings.dead_letters.window)
         self._met = 0
+        self._looked_at = 0
         self._misplaced: set[str] = set()
+
+    def check_placement(self, task: int, partitions: int, customers: Sequence[str], known: NDArray[np.bool_]) -> None:
+        """Look at the first known customers of a tick, before it is run: they were placed where they belong.
+
+        Raises:
+            Misconfigured: they lie in a partition that `kafka.partitioner` does not put them in.
+        """
+        for customer, is_known in zip(customers, known.tolist(), strict=True):
+            if self._looked_at >= LOOK_AT:
+                return
+            if not is_known:
+                continue
+            self._looked_at += 1
+            partitioner = self._settings.kafka.partitioner
+            if not is_placed(customer, task, partitions, partitioner):
+                raise Misconfigured(
+                    f"customers of task {task} were placed there by another partitioner than kafka.partitioner = "
+                    f"{partitioner}; set it to the producers' partitioner, as all workers of this application have it"
+                )
 
     def check(self, result: TickResult) -> None:
         """Take note of a committed tick.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream.chunks import chunked
-from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, TaskLost, TransactionOpen
+from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, RowsLost, TaskLost, TransactionOpen
 from stream.events import EventRules, Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
@@ -291,6 +291,8 @@ class Worker:
                 try:
                     one = self._run(task)
                 except TaskLost as error:
+                    if isinstance(error, RowsLost):
+                        self._ports.store.discard(task.number)
                     self._lose([task], "store", error)
                     continue
                 if one is not None:
@@ -325,6 +327,7 @@ class Worker:
         marker, loaded = store.load(task.number, task.cache.missing(customers))
         self._compare(task, marker)
         rows, known = task.cache.gather(customers, loaded)
+        self._quality.check_placement(task.number, self._ports.inputs.partitions, customers, known)
         self._report.spent("load")
         before = TickInput(
             task.number,

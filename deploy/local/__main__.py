@@ -113,9 +113,10 @@ def advice(where: Path) -> str:
     local = f"{python} -m deploy.local" + ("" if where == ROOT / ".run" else f" --run {here}")
     driftline = f"{python} -m stream --config {here}/driftline.toml"
     return f"""
+doctor     {driftline} doctor: what is wrong, and how to mend it
 logs       {here}/logs/, one file a part
 settings   {here}/driftline.toml; after a change: {local} restart worker-1
-customers  {driftline} customer hh-1500
+customers  {driftline} customer hh-1500, or customers export
 alerts     {driftline} alerts --from-beginning
 rules      {local} status, or Prometheus at /alerts; each names its heading in docs/runbook.md
 

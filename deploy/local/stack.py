@@ -94,9 +94,9 @@ def fault(part: Part) -> str | None:
     if part.paused:
         return "paused (SIGSTOP)"
     if part.name == "kafka":
-        return None if KafkaServer(_port(part)).answers() else "does not answer"
+        return None if KafkaServer(port=_port(part)).answers() else "does not answer"
     if part.name == "redis":
-        return None if RedisServer(_port(part)).answers() else "does not answer"
+        return None if RedisServer(port=_port(part)).answers() else "does not answer"
     if part.name.startswith("worker"):
         return _get_fault(f"http://{part.address}/readyz")
     if part.name == "prometheus":
@@ -136,7 +136,7 @@ def settings_file(run: Path) -> Path:
 
 
 def _servers(run: Path, say: Say) -> None:
-    kafka, redis = KafkaServer(_preferred(9092)), RedisServer(_preferred(6379), appendonly=True)
+    kafka, redis = KafkaServer(port=_preferred(9092)), RedisServer(port=_preferred(6379), appendonly=True)
     for server, name in ((kafka, "kafka"), (redis, "redis")):
         command, origin = server.command(run / "data" / name)
         say(f"starting {name} ({origin})")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import islice
 
-from stream.errors import TaskLost
+from stream.errors import RowsLost, TaskLost
 from stream.events import Record
 from stream.ports import Committed, Marker, Offset, Outgoing, Polled, Token
 from stream.processing.customer import Rows
@@ -230,6 +230,9 @@ class MemoryStore:
 
     def load(self, task: int, customers: Sequence[str]) -> tuple[Marker | None, Mapping[str, bytes]]:
         rows = self._rows.get(task, {})
+        lost = [name for name in customers if name not in rows and name in self._due.get(task, {})]
+        if lost:
+            raise RowsLost(f"task {task}: the rows of {len(lost)} customers are gone")
         return self._markers.get(task), {name: rows[name] for name in customers if name in rows}
 
     def apply(
@@ -259,6 +262,9 @@ class MemoryStore:
             mine.pop(customer, None)
             due.pop(customer, None)
         self._markers[task] = marker
+
+    def discard(self, task: int) -> None:
+        self._markers.pop(task, None)
 
     def due(self, task: int, until_ms: int, limit: int) -> Sequence[str]:
         due, queue = self._due.get(task, {}), self._queue.get(task, [])

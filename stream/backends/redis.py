@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from stream.aliases import called
 from stream.diagnosis.facts import RedisFacts, Rights
-from stream.errors import CannotTell, DriftlineError, Misconfigured, StoreUnavailable, TaskLost
+from stream.errors import CannotTell, DriftlineError, Misconfigured, RowsLost, StoreUnavailable, TaskLost
 from stream.ports import Marker
 from stream.processing.customer import Rows, as_read, as_written
 from stream.processing.journal import TaskState, check_schema
@@ -123,8 +123,29 @@ class RedisStore:
                 pipeline.mget([self._key(task, f"c:{customer}") for customer in customers])
             body, *values = pipeline.execute()
         rows = dict(zip(customers, values[0], strict=True)) if values else {}
+        self._miss(task, [customer for customer, data in rows.items() if data is None])
         found = {customer: self._row(customer, data) for customer, data in rows.items() if data is not None}
         return _marker(body), found
+
+    def _miss(self, task: int, absent: Sequence[str]) -> None:
+        """A row that is absent is a new customer's, unless the index of due times knows it."""
+        if not absent:
+            return
+        with self._mapping():
+            pipeline = self._redis.pipeline(transaction=True)  # together: the owner may be writing the row
+            pipeline.mget([self._key(task, f"c:{customer}") for customer in absent])
+            pipeline.zmscore(self._key(task, "due"), list(absent))
+            rows, dues = pipeline.execute()
+        lost = sum(row is None and due is not None for row, due in zip(rows, dues, strict=True))
+        if lost:
+            raise RowsLost(
+                f"task {task}: Redis has the due times of {lost} customers and not their rows: somebody deleted keys, "
+                "or Redis evicted them. The task is rebuilt from the journal"
+            )
+
+    def discard(self, task: int) -> None:
+        with self._mapping():
+            self._redis.delete(self._key(task, "m"))
 
     def apply(
         self, task: int, prev_seq: int, marker: Marker, customers: Sequence[str], rows: Rows, forgotten: Sequence[str]

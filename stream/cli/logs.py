@@ -48,7 +48,7 @@ def configure(settings: Log) -> None:
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(settings.level)
-    logging.getLogger("kafka").setLevel(logging.WARNING if settings.level == "DEBUG" else logging.ERROR)
+    logging.getLogger("kafka").setLevel(logging.WARNING if settings.level == "DEBUG" else logging.CRITICAL)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

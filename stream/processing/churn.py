@@ -161,7 +161,8 @@ def _silence(row: np.void, now_ms: int, reasons: Sequence[Reason]) -> Reason:
     days = (now_ms - int(row["last_order"])) / DAY_MS
     part = sum(max(reason.contribution, 0.0) for reason in reasons if reason.feature in SILENCE)
     usual = float(row["gap_mean_days"])
-    known = f"; usually every {usual:,.1f}" if row["order_days"] > 1 else ", the first and only one"
+    known = f"; usually every {usual:,.1f}" if days >= usual else f"; orders come {usual:,.0f} days apart"
+    known = known if row["order_days"] > 1 else ", the first and only one"
     return Reason("days_since_order", days, usual, max(part, 1e-6), f"{days:,.0f} days since the last order{known}")
 
 

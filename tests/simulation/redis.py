@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from stream.errors import StoreUnavailable, TaskLost
+from stream.errors import RowsLost, StoreUnavailable, TaskLost
 from stream.ports import Marker
 from stream.processing.customer import Rows
 from tests.simulation.actors import Actor, Stage
@@ -56,6 +56,12 @@ class Server:
             self.tasks[task] = before[-writes]
             del before[-writes:]
 
+    def lose_rows(self, task: int, share: float) -> None:
+        """Somebody deletes single keys."""
+        contents = self.tasks.get(task, NOTHING)
+        kept = {name: row for name, row in contents.rows.items() if self.stage.draw.random() >= share}
+        self.write(task, contents._replace(rows=kept))
+
     def empty(self) -> None:
         self.tasks.clear()
         self._before.clear()
@@ -71,6 +77,9 @@ class SimStore:
         self._actor.pause("load")
         self._server.check()
         contents = self._server.tasks.get(task, NOTHING)
+        lost = [name for name in customers if name not in contents.rows and name in contents.dues]
+        if lost:
+            raise RowsLost(f"task {task}: the rows of {len(lost)} customers are gone")
         return contents.marker, {name: contents.rows[name] for name in customers if name in contents.rows}
 
     def apply(
@@ -124,6 +133,12 @@ class SimStore:
         part = (0, 0) if last else (marker.state.seq, number + 1)
         self._server.write(task, Contents(marker if last else present.marker, rows, dues, part))
         return False
+
+    def discard(self, task: int) -> None:
+        self._actor.pause("discard")
+        self._server.check()
+        contents = self._server.tasks.get(task, NOTHING)
+        self._server.write(task, contents._replace(marker=None, part=(0, 0)))
 
     def due(self, task: int, until_ms: int, limit: int) -> Sequence[str]:
         self._actor.pause("due")

@@ -37,6 +37,7 @@ BATCH_S = 0.25
 QUIET_S = 4.0
 NIGHTS = 3
 NIGHT_STEPS = 150
+EVERYBODY_WAKES_DAYS = 4
 LONGEST_STEPS = 60_000
 MOST_WORKERS = 3
 
@@ -157,7 +158,7 @@ class World:
                     self._step(faults=True)
             self._calm()
             self._settle()
-            night(self)
+            self._ahead_ms += EVERYBODY_WAKES_DAYS * DAY_MS  # rows that were deleted are missed when they are needed
             self._settle()
             seen = self.look()
             oracle.check_all(seen, self.shop.counts, self.shop.bad)
@@ -435,6 +436,13 @@ def redis_loses_its_tail(world: World) -> None:
     for task in range(PARTITIONS):
         if world.draw.random() < 0.7:
             world.server.lose_tail(task, world.draw.choice((1, 1, 1, 2, 3, 8, 20)))
+
+
+@fault
+def rows_are_deleted(world: World) -> None:
+    """Somebody deletes keys of customers."""
+    for task in range(PARTITIONS):
+        world.server.lose_rows(task, world.draw.uniform(0.1, 1))
 
 
 @fault
