@@ -322,14 +322,19 @@ def test_a_rewind_to_the_earliest_says_what_retention_has_removed(site):
     assert_fewer(site, counts)
 
 
-def assert_fewer(site: Site, counts: Mapping[str, Counts]) -> None:
-    """Nothing is counted twice, and some events are gone."""
+def events_of(site: Site) -> dict[str, int]:
+    """How many events of each customer were counted."""
     seen = oracle.look(site.settings, PARTITIONS)
-    events = {
+    return {
         name: int(np.frombuffer(oracle._row(data), ROW)[0]["events"])
         for rows in seen.rows.values()
         for name, data in rows.items()
     }
+
+
+def assert_fewer(site: Site, counts: Mapping[str, Counts]) -> None:
+    """Nothing is counted twice, and some events are gone."""
+    events = events_of(site)
     assert all(count <= counts[name].events for name, count in events.items())
     assert sum(events.values()) < sum(one.events for one in counts.values())
 
@@ -352,6 +357,37 @@ def test_a_rewind_to_the_store_killed_half_way_mends_offsets_that_a_tool_has_res
     empty_redis(site)
     run_to_the_end(site)
     check(site)
+
+
+def test_what_retention_removed_unread_is_named_and_a_rewind_to_the_store_goes_on_behind_it(site):
+    site.feed(0.4)
+    run_to_the_end(site)
+    counts = {name: one.events for name, one in site.shop.counts.items()}
+    site.feed(0.8)
+    topic = site.settings.topics.clickstream
+    place = TopicPartition(topic, 1)
+    read, end = site.committed()[topic, 1], site.shop.ends()[topic, 1]
+    assert end - read > 5
+    with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin:
+        admin.delete_records({place: end - 2})
+    worker = site.worker()
+    assert worker.end() == 1
+    assert "`driftline rewind --to store`" in worker.errors
+    site.expel("w1")
+    said = refused(site, "rewind", "--to", "store", code=2)
+    assert f"removed {end - 2 - read:,} records" in said
+    assert f"of {place.topic}-1" in said
+    killed(site, "in-transaction", 1, "rewind", "--to", "store", "--yes")
+    assert "rewound 1 tasks" in done(site, "rewind", "--to", "store", "--yes")
+    assert "there already" in done(site, "rewind", "--to", "store")
+    worker = site.worker()
+    site.wait_for_the_end(worker)
+    stop(site, worker)
+    after = events_of(site)
+    assert all(after[name] >= count for name, count in counts.items()), "the customers were to be kept"
+    # An unusable record that is lost makes no dead letter, and no event.
+    lost = sum(one.events for one in site.shop.counts.values()) - sum(after.values())
+    assert 0 < lost <= end - 2 - read
 
 
 def new_kafka(site: Site) -> None:

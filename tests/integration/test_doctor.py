@@ -328,9 +328,9 @@ def test_records_removed_before_they_were_processed_are_told(site):
     end = site.shop.ends()[topic, 1]
     with admin(site) as client:
         client.delete_records({TopicPartition(topic, 1): end + 3})
-    assert f"committed at {end:,}, but the oldest record kept is {end + 3:,}: 3 were removed" in Report(site).of(
-        "lag", WRONG
-    )
+    said = Report(site).of("lag", WRONG)
+    assert f"committed at {end:,}, but the oldest record kept is {end + 3:,}: 3 were removed" in said
+    assert "`driftline rewind --to store`" in said
 
 
 def test_a_store_ahead_of_kafka_is_told_as_a_worker_would_and_one_behind_is_replayed(site):
