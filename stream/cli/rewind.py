@@ -1,7 +1,8 @@
 """Take the application back: to the beginning of the input topics, or to where Redis is. Workers must be stopped.
 
 --to earliest counts everything that the input topics hold anew; alerts that were told are not told again. --to store
-mends offsets that a tool has reset, or that retention has overtaken. --to earliest --keep-customers is for a Redis that has outlived its Kafka.
+mends offsets that a tool has reset or retention has overtaken. --to earliest --keep-customers is for a Redis that has
+outlived its Kafka.
 """
 
 import argparse

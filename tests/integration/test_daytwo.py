@@ -228,7 +228,8 @@ def test_a_customer_is_forgotten_and_what_remains_is_said(site):
     said = site.ask("forget", queued, "--wait-s", "0.5").decode()
     assert said.startswith("queued")
     assert task_of(site, queued) is not None
-    assert "no customer 'nobody'" in refused(site, "forget", "nobody")
+    assert "knew of no such customer" in site.ask("forget", "nobody", "--wait-s", "0").decode()
+    assert "1 to 200 characters" in refused(site, "forget", "", code=2)
     run_to_the_end(site)
     assert task_of(site, queued) is None
     del shop.counts[gone], shop.counts[queued]
@@ -238,6 +239,19 @@ def test_a_customer_is_forgotten_and_what_remains_is_said(site):
     site.feed()
     run_to_the_end(site)
     assert {gone, queued} <= set(shop.counts), "they were to come back"
+    check(site)
+
+
+def test_a_customer_whose_events_no_worker_has_read_yet_is_forgotten_all_the_same(site):
+    site.feed(0.3)
+    shop = site.shop
+    gone = next(name for name, one in shop.counts.items() if one.orders)
+    said = site.ask("forget", gone, "--wait-s", "0").decode()
+    assert said.startswith(f"queued: {gone}")
+    assert "knew of no such customer" in said
+    run_to_the_end(site)
+    assert task_of(site, gone) is None
+    del shop.counts[gone]
     check(site)
 
 
@@ -521,6 +535,10 @@ def test_unequal_topics_are_repartitioned_and_a_new_application_counts_every_cus
     check(site)
 
 
+ANONYMOUS = "anon:c3"
+"""With the prefix and without it, in another partition, of three as of five."""
+
+
 def site_check(site: Site) -> str:
     running = site.command("topics", "check")
     assert running.end() == 1
@@ -528,16 +546,42 @@ def site_check(site: Site) -> str:
 
 
 def test_what_was_processed_before_a_repartition_counts_and_is_not_told_again(site):
+    site.set(KAFKA__SESSION_TIMEOUT_S="60")  # frozen, the worker is to stay a member
     site.feed(0.6)
     run_to_the_end(site)
     before = check(site)
     assert before.alerts
     shop, topics = site.shop, {}
     assert "there is nothing to mend" in refused(site, "repartition", shop.purchases, f"{site.name}.new")
+
+    worker = site.worker()
+    worker.wait_for(lambda: worker.said("ready"), "ready")
+    site.wait_for_the_end(worker)
+    worker.process.send_signal(signal.SIGSTOP)
+    site.feed(0.8)
+    committed = site.committed()
     for role, source in (("CLICKSTREAM", shop.clickstream), ("PURCHASES", shop.purchases)):
         topics[f"TOPICS__{role}"] = target = f"{source}5"
-        said = done(site, "repartition", source, target, "--partitions", "5")
-        assert "marked as history" in said
+        read = sum(one.offset < committed[one[:2]] for one in oracle.read_topic(site.settings, source))
+        running = site._start(
+            ["tests.integration.command_process", "--", "repartition", source, target, "--partitions", "5"], "copy"
+        )
+        assert running.end() == 0, running.errors
+        assert "w1 still work, so only what they have processed was copied" in running.errors
+        assert len(oracle.read_topic(site.settings, target)) == read
+    worker.process.send_signal(signal.SIGCONT)
+    site.wait_for_the_end(worker)
+    stop(site, worker)
+    assert "knew of no such customer" in site.ask("forget", ANONYMOUS, "--wait-s", "0").decode()
+    run_to_the_end(site)
+
+    for source in site.settings.inputs:
+        target = f"{source}5"
+        assert ": 0 processed before" not in done(site, "repartition", source, target, "--partitions", "5")
+        assert "already; nothing was written" in done(site, "repartition", source, target, "--partitions", "5")
+        orders = [one for one in oracle.read_topic(site.settings, target) if one.key == ANONYMOUS.encode()]
+        assert len({one.partition for one in orders}) == 2, "one for each key of their events"
+        assert len(orders) == 4, "it lay in two partitions"
     name = site.name
     renamed(site, f"{name}n", **topics)
     worker = site.worker()
