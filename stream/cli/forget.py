@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from stream.backends.kafka import KafkaOutputs
 from stream.backends.kafka.offsets import Kept, kept, partitions_of
 from stream.backends.redis import RedisStore
-from stream.errors import Misconfigured, OutcomeUnknown, SettingsError
+from stream.cli.batches import commit
+from stream.errors import Misconfigured, SettingsError
 from stream.events import ANONYMOUS, FORGET_HEADER, MAX_ID_CHARS
 from stream.ports import Outgoing, Store
 from stream.processing.placement import is_placed
@@ -79,10 +80,7 @@ def _order(settings: Settings, tasks: Sequence[int], customer: str) -> list[tupl
     places = [(task, topic) for task in tasks for topic in settings.inputs]
     orders = [Outgoing(topic, task, customer.encode(), None, (header,)) for task, topic in places]
     with closing(KafkaOutputs(settings, "forget")) as outputs:
-        try:
-            offsets = outputs.commit(orders, (), NO_GROUP)
-        except OutcomeUnknown as error:
-            raise OutcomeUnknown(f"{error}; run the same command again, to forget twice does no harm") from error
+        offsets = commit(outputs, orders, (), NO_GROUP, "to forget twice does no harm")
     return [(task, topic, offset) for (task, topic), offset in zip(places, offsets, strict=True)]
 
 

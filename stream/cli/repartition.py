@@ -10,25 +10,27 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from itertools import islice
+from itertools import chain
 
 import orjson
 
 from stream.backends.kafka import KafkaOutputs, KafkaTopic
 from stream.backends.kafka.offsets import (
-    Place,
     Span,
     committed,
     create_like,
     exists,
     kept,
+    largest_record,
     members,
     outsider,
     partitions_of,
     spans,
 )
+from stream.cli.batches import batches, commit
 from stream.cli.progress import progress
-from stream.errors import InvalidEvent, Misconfigured, OutcomeUnknown, SettingsError, TaskLost
+from stream.diagnosis.facts import Place
+from stream.errors import InvalidEvent, Misconfigured, SettingsError
 from stream.events import HISTORY_HEADER, EventRules, Forget, Record
 from stream.ports import Offset, Outgoing
 from stream.processing import clock
@@ -36,8 +38,7 @@ from stream.processing.clock import Decoded
 from stream.processing.placement import is_placed, key_of, partition_of
 from stream.settings import Settings
 
-BATCH = 2_000
-"""Records a transaction."""
+READ = 2_000
 SAMPLE = 1_000
 
 
@@ -70,8 +71,9 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
                 f"{settings.kafka.partitioner} puts them: there is nothing to mend"
             )
         copy.prepare()
+        largest = largest_record(settings, [target])
         # What an earlier run left open is aborted before anything is read.
-        outputs = stack.enter_context(closing(KafkaOutputs(settings, f"repartition.{target}")))
+        outputs = stack.enter_context(closing(KafkaOutputs(settings, f"repartition.{target}", largest_bytes=largest)))
         return copy.run(topic, outputs)
 
 
@@ -144,19 +146,18 @@ class Copy:
         ends = {
             number: min(span.end, read.get(number, 0)) if working else span.end for (_, number), span in places.items()
         }
-        records = self._records(topic, starts, ends)
-        batch = list(islice(records, BATCH))
-        if batch:
+        parts = batches(self._records(topic, starts, ends), lambda record: len(record.value or b""))
+        first = next(parts, None)
+        if first is not None:
             self._check_target(before)
         elif before:
             print(f"{self._target} holds what there is to copy of {source} already; nothing was written")
         counts = Counter[str](written=before)
         total = sum(max(ends[number] - max(start, places[source, number].begin), 0) for number, start in starts.items())
         with progress(f"copying {source}", total) as advance:
-            while batch:
+            for batch in chain([first] if first is not None else [], parts):
                 self._write(outputs, batch, read, counts)
                 advance(len(batch))
-                batch = list(islice(records, BATCH))
         if counts["copied"] or not before:
             print(
                 f"copied {counts['copied']:,} records of {source} into {self._target}, {self._partitions} "
@@ -197,10 +198,7 @@ class Copy:
         counts["copied"] += len(batch)
         counts["written"] += len(sending)
         offsets = [Offset(self._source, number, at, counts["written"], 0) for number, at in nexts.items()]
-        try:
-            outputs.commit(sending, offsets, outsider(self._group))
-        except (OutcomeUnknown, TaskLost) as error:
-            raise OutcomeUnknown(f"{error}; run the same command again: it goes on where this one came to") from error
+        commit(outputs, sending, offsets, outsider(self._group))
 
     def _copies(self, record: Record, read_to: int, counts: Counter[str]) -> list[Outgoing]:
         """The record where it belongs. Its timestamp is kept: an event without a time of its own happened then."""
@@ -264,7 +262,7 @@ def copied_to(decoded: Decoded, partitions: int, partitioner: str) -> tuple[byte
 
 def _partition(topic: KafkaTopic, number: int, start: int, end: int) -> Iterator[Record]:
     """A partition's records from `start` up to `end`."""
-    while records := topic.read(number, start, BATCH):
+    while records := topic.read(number, start, READ):
         for record in records:
             if record.offset >= end:
                 return

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 from kafka.structs import OffsetAndMetadata
@@ -153,6 +154,7 @@ def test_a_backfill_killed_half_way_is_written_once_and_nothing_about_the_past_i
 
     site.feed()
     wait_for_the_end(site, worker)
+    assert f"all {lines:,} events" in done(site, "backfill", str(path)), "live events may come once all is in"
     assert worker.stop() == 0, worker.errors
     assert kinds(check(site)), "what happens after the history is to be told"
 
@@ -188,6 +190,43 @@ def test_a_backfill_behind_live_events_is_refused(site, tmp_path):
     assert "holds live events" in said
     assert "new topics" in said
     assert len(in_the_topics(site)) == before
+
+
+def test_a_history_that_is_in_is_not_refused_for_live_events_in_a_partition_it_has_nothing_in(site, tmp_path):
+    path = tmp_path / "history.jsonl"
+    event = {"event": "Product Viewed", "userId": "c-001", "timestamp": "2024-05-01T10:00:00Z"}
+    path.write_bytes(b"".join(orjson.dumps(event | {"messageId": f"m{i}"}) + b"\n" for i in range(3)))
+    assert "wrote 3 events" in done(site, "backfill", str(path))
+    site.feed(0.2)
+    assert "all 3 events" in done(site, "backfill", str(path))
+    path.write_bytes(path.read_bytes() + orjson.dumps(event | {"messageId": "m3"}) + b"\n")
+    assert "history of other files" in refused(site, "backfill", str(path))
+
+
+def large_records(site: Site, *topics: str) -> None:
+    with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin:
+        large = {"max.message.bytes": "10485760"}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, large) for name in topics])
+
+
+def test_records_of_ten_megabytes_are_filled_in_and_repartitioned_where_the_topics_take_them(site, tmp_path):
+    path, source, target = tmp_path / "history.jsonl", site.settings.topics.clickstream, f"{site.name}.other"
+    event = {"event": "Product Viewed", "userId": "c-001", "timestamp": "2024-05-01T10:00:00Z"}
+    notes = {"properties": {"note": "x" * 10_400_000}}
+    path.write_bytes(b"".join(orjson.dumps(event | notes | {"messageId": f"m{i}"}) + b"\n" for i in range(3)))
+    said = refused(site, "backfill", str(path))
+    assert "the largest record has 10,400," in said
+    assert f"Raise max.message.bytes of {source}" in said
+    large_records(site, *site.settings.inputs)
+    assert "wrote 3 events" in done(site, "backfill", str(path))
+
+    with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin:
+        admin.create_topics({target: {"num_partitions": 5, "replication_factor": 1}})
+    command = ("repartition", source, target, "--partitions", "5")
+    assert f"Raise max.message.bytes of {target}" in refused(site, *command)
+    large_records(site, target)
+    assert "copied 3 records" in done(site, *command)
+    assert {one.value for one in oracle.read_topic(site.settings, target)} == set(path.read_bytes().splitlines())
 
 
 # Forget

@@ -20,7 +20,9 @@ from kafka.admin import (
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import KafkaQuestions
+from stream.backends.kafka.offsets import members
 from stream.diagnosis import OK, WARNING, WRONG
+from stream.errors import Misconfigured
 from tests.integration import oracle
 from tests.integration.site import PARTITIONS, ROOT, Site
 from tests.servers import KafkaServer, RedisServer
@@ -249,6 +251,10 @@ def test_a_kafka_user_who_lacks_permissions_is_told_which(redis_url, tmp_path):
         (one,) = kafka.open_transactions(kafka.extents([place]), round(time.time() * 1000))
         kafka.close()
         producer.close(timeout=0)
+        assert members(site.settings) == [], "a group that does not exist has no members"
+        allow(site, ResourceType.GROUP, site.name, ACLOperation.READ, "User:somebody")
+        with pytest.raises(Misconfigured, match="describing the group"):
+            members(site.settings)
     assert f"this user lacks WRITE on topic {journal}" in found
     assert f"this user lacks DESCRIBE, READ, WRITE on topic {models}" in found
     assert site.settings.topics.clickstream not in found

@@ -33,11 +33,14 @@ STALE = (
 )
 """The group has moved on; the transaction can be aborted."""
 
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
 
 class KafkaOutputs:
     """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open.
 
-    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`.
+    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`. A record
+    of more than `largest_bytes` before compression is refused.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class KafkaOutputs:
         name: str,
         holds: Callable[[Token], bool] = lambda _: True,
         topics: Sequence[str] = (),
+        largest_bytes: int = MAX_REQUEST_BYTES,
     ) -> None:
         self._settings = settings
         self._topics = topics
+        self._largest_bytes = largest_bytes
         self._name = f"{settings.application.name}-{name}"
         self._holds = holds
         self._producer: KafkaProducer | None = None
@@ -68,7 +73,7 @@ class KafkaOutputs:
             self._discard()
             raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
         if isinstance(answer[0], Exception):
-            self._judge(producer, answer[0])
+            self._judge(producer, answer[0], records)
         return list(answer[0])
 
     def reset(self) -> None:
@@ -107,7 +112,7 @@ class KafkaOutputs:
         except Exception as error:
             answer.append(error)
 
-    def _judge(self, producer: KafkaProducer, error: Exception) -> None:
+    def _judge(self, producer: KafkaProducer, error: Exception, records: Sequence[Outgoing]) -> None:
         """Raise what the main loop should do about a failed transaction."""
         if isinstance(error, STALE):
             aborting = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
@@ -120,6 +125,13 @@ class KafkaOutputs:
         self._discard()
         if not isinstance(error, kafka_errors.KafkaError):
             raise error  # a fault of ours: doing the same again would not mend it
+        if isinstance(error, TOO_LARGE):
+            largest = max(records, key=lambda one: len(one.value or b""))
+            raise Misconfigured(
+                f"{type(error).__name__}: {error}; the largest record has {len(largest.value or b''):,} bytes and goes "
+                f"to {largest.topic}, this writer takes up to {self._largest_bytes:,}. Raise max.message.bytes of "
+                f"{largest.topic} above that record and start again"
+            ) from error
         ours = mapped(error, "writing a tick")
         if isinstance(ours, Misconfigured):
             raise ours from error
@@ -137,7 +149,7 @@ class KafkaOutputs:
                     compression_type="lz4",
                     linger_ms=5,
                     batch_size=1_000_000,
-                    max_request_size=MAX_REQUEST_BYTES,
+                    max_request_size=self._largest_bytes,
                     max_block_ms=REQUEST_TIMEOUT_MS,
                     request_timeout_ms=REQUEST_TIMEOUT_MS,
                     delivery_timeout_ms=2 * REQUEST_TIMEOUT_MS,
