@@ -1,7 +1,7 @@
 """A deliberate rewind of a task's offsets: a tick by hand, under a new incarnation.
 
     EARLIEST  the customers are dropped, and everything the input topics hold is processed again
-    STORE     the group goes back to where the store is
+    STORE     the group goes back to where the store is, or on to the oldest records kept where retention has passed it
     KEPT      Redis has outlived its Kafka: customers are kept, and written whole into the new journal
 
 It is written as a worker writes a tick: journal and offsets in one transaction, then applied to the store. So a task is
@@ -82,6 +82,35 @@ class Found(NamedTuple):
         return self.part is not None and self.part[0] < self.part[1]
 
     @property
+    def lost(self) -> dict[str, int]:
+        """How many records of each input topic retention removed before the store came to them."""
+        offsets = self.marker.state.offsets if self.marker else self.begins
+        gone = {topic: first - offsets.get(topic, 0) for topic, first in self.begins.items()}
+        return {topic: count for topic, count in gone.items() if count > 0}
+
+    @property
+    def beyond(self) -> dict[str, int]:
+        """The ends of the input topics that end before what the store has read of them."""
+        offsets = self.marker.state.offsets if self.marker else {}
+        return {topic: end for topic, end in self.ends.items() if offsets.get(topic, 0) > end}
+
+    @property
+    def read_twice(self) -> list[str]:
+        """The input topics that would count twice if they were read from their beginning with the customers kept.
+
+        A topic that ends before the store's offset, while no tick is committed, is not the one that was read.
+        """
+        ticked = self.committed is not None and self.committed.seq != UNSTAMPED
+        if self.marker is None or not (ticked or self.last):
+            return []
+        offsets = self.marker.state.offsets
+        return [
+            topic
+            for topic, first in self.begins.items()
+            if first < offsets.get(topic, 0) and (ticked or topic not in self.beyond)
+        ]
+
+    @property
     def agreed(self) -> bool:
         """Whether group, journal and store stand at one tick and its offsets."""
         return (
@@ -145,7 +174,7 @@ class Rewind:
         if found.broken_off:
             return False
         if to is To.STORE:
-            return True
+            return not (found.lost or found.beyond)
         if found.last is None or found.last.seq != found.seq or dict(state.offsets) != dict(found.begins):
             return False
         if to is To.EARLIEST:
@@ -173,26 +202,22 @@ class Rewind:
         if marker is None:
             return f"{where}: Redis knows nothing of it, there is nothing to keep; run `driftline rewind --to earliest`"
         if to is To.STORE:
-            beyond = {name: end for name, end in found.ends.items() if marker.state.offsets.get(name, 0) > end}
-            if beyond:
+            if found.beyond:
+                remedy = (
+                    "Restore them; or drop the customers and count what they hold: `driftline rewind --to earliest`"
+                    if found.read_twice
+                    else "Run `driftline rewind --to earliest --keep-customers`"
+                )
                 return (
                     f"{where}: the store has come to offsets {dict(marker.state.offsets)}, the input topics end at "
-                    f"{beyond}: they are not the ones it has read. Run "
-                    "`driftline rewind --to earliest --keep-customers`"
-                )
-            gone = {name: first for name, first in found.begins.items() if marker.state.offsets.get(name, 0) < first}
-            if gone:
-                return (
-                    f"{where}: the store has come to offsets {dict(marker.state.offsets)}, the input topics begin at "
-                    f"{gone}: records between were removed by retention. Restore them, or start under a new "
-                    "application.name"
+                    f"{found.beyond}: they are not the ones it has read, or Kafka lost their last records. {remedy}"
                 )
             return ""
-        if not found.broken_off and ((found.committed and found.committed.seq != UNSTAMPED) or found.last):
+        if not found.broken_off and found.read_twice:
             return (
-                f"{where}: this group has processed these topics up to tick {found.seq}; to read them again with the "
-                "customers kept would count everything twice. Run `driftline rewind --to store` to go on, or "
-                "`--to earliest` to count anew"
+                f"{where}: this group has processed {' and '.join(found.read_twice)} up to tick {found.seq}; to read "
+                "it again with the customers kept would count everything twice. Run `driftline rewind --to store` to "
+                "go on, or `--to earliest` to count anew"
             )
         return ""
 
@@ -211,7 +236,7 @@ class Rewind:
             self._to_store(found, found.marker)
             return
         # The journal has lost what the store holds, or never had it: from here on it has it whole.
-        self._copy(found, found.marker, found.marker.state.offsets if to is To.STORE else found.begins)
+        self._copy(found, found.marker, _reached(found, found.marker) if to is To.STORE else found.begins)
 
     def _to_earliest(self, found: Found) -> None:
         marker, told_ms = found.marker, 0
@@ -234,7 +259,8 @@ class Rewind:
         self._apply(marker, *self._write(found.task, before, state, REWIND, forgotten=tuple(dropped)))
 
     def _to_store(self, found: Found, marker: Marker) -> None:
-        state = replace(marker.state, seq=found.seq + 1, incarnation=found.incarnation + 1)
+        offsets = _reached(found, marker)
+        state = replace(marker.state, seq=found.seq + 1, incarnation=found.incarnation + 1, offsets=offsets)
         self._apply(marker, *self._write(found.task, marker.state, state, REWIND))
 
     def _copy(self, found: Found, marker: Marker, offsets: Mapping[str, int]) -> None:
@@ -357,6 +383,11 @@ class Rewind:
         states = [one.state for one in (found.marker, found.last) if one is not None]
         written = max((state.schema for state in states), default=TaskState().schema)
         return max(written, self.settings.journal.schema_version or written)
+
+
+def _reached(found: Found, marker: Marker) -> dict[str, int]:
+    """Where to go on from a store: where it has come to, or the oldest record kept if that is beyond it."""
+    return {topic: max(offset, found.begins[topic]) for topic, offset in marker.state.offsets.items()}
 
 
 def _seq(marker: Marker | None) -> int:

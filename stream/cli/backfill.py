@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,17 +21,17 @@ import orjson
 
 from stream.adapters import records
 from stream.backends.kafka import KafkaOutputs, KafkaTopic
-from stream.backends.kafka.offsets import Kept, Place, Span, committed, kept, spans
+from stream.backends.kafka.offsets import Kept, Span, committed, kept, largest_record, spans
+from stream.cli.batches import batches, commit
 from stream.cli.progress import progress
-from stream.errors import InvalidEvent, Misconfigured, OutcomeUnknown, SettingsError, TaskLost
+from stream.diagnosis.facts import Place
+from stream.errors import InvalidEvent, Misconfigured, SettingsError
 from stream.events import HISTORY_HEADER, EventRules, Kind, Record, decode
 from stream.ports import Outgoing, Topic
 from stream.processing.placement import key_of, partition_of
 from stream.settings import Settings
 from stream.trainer import NO_GROUP
 
-BATCH = 2_000
-"""Events a transaction."""
 SAMPLE = 1_000
 UNUSABLE_SHARE = 0.5
 LOOK_BACK = 500
@@ -52,10 +52,11 @@ class Line(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the input topics hold: the highest ordinal written, -1 = none, and where live events followed it."""
+    """What the input topics hold: the highest ordinal written, -1 = none; where live events lie behind it, or alone."""
 
     reached: int
     live_behind: Sequence[str]
+    live_first: Sequence[str]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -71,19 +72,25 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     places = spans(settings, settings.inputs)
     partitions = _partitions(settings, places)
     _check_start(settings, places)
+    largest = largest_record(settings, settings.inputs)
     with ExitStack() as stack:
         # First of all: what an earlier run left open is aborted before the topics are read.
-        outputs = stack.enter_context(closing(KafkaOutputs(settings, "backfill")))
+        outputs = stack.enter_context(closing(KafkaOutputs(settings, "backfill", largest_bytes=largest)))
         topics = {
             name: stack.enter_context(closing(KafkaTopic(settings, name))) for name in dict.fromkeys(settings.inputs)
         }
         found = _found(topics, spans(settings, settings.inputs), digest)
         lines = enumerate(_lines(files, rules))
-        rest = islice(lines, found.reached + 1, None)
-        batch = list(islice(rest, BATCH))
-        if not batch:
+        parts = batches(islice(lines, found.reached + 1, None), lambda one: len(one[1].value))
+        first = next(parts, None)
+        if first is None:
             print(f"all {found.reached + 1:,} events of these files are in already; nothing was written")
             return 0
+        if found.live_first:
+            raise Misconfigured(
+                f"{found.live_first[0]} holds live events: history written behind them would count as late. "
+                f"{NEW_TOPICS}"
+            )
         if found.live_behind:
             raise Misconfigured(
                 f"live events came while the history was being written ({', '.join(found.live_behind)}), after "
@@ -93,10 +100,9 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         print(_deadline(keeps), file=sys.stderr)
         written = Written()
         with progress("writing", count, found.reached + 1) as advance:
-            while batch:
+            for batch in chain([first], parts):
                 _write(outputs, settings, partitions, digest, batch, written)
                 advance(len(batch))
-                batch = list(islice(rest, BATCH))
     _say(written, keeps)
     return 0
 
@@ -198,18 +204,16 @@ def _found(topics: Mapping[str, Topic], places: Mapping[Place, Span], digest: st
     """How far an earlier run came.
 
     Raises:
-        Misconfigured: the topics hold something else, behind which this history would be out of order.
+        Misconfigured: the topics hold another history, behind which this one would be out of order.
     """
-    reached, live_behind = -1, []
+    reached, live_behind, live_first = -1, [], []
     for (name, partition), span in places.items():
         oldest = topics[name].read(partition, span.begin, 1)
         if not oldest:
             continue
         if _mark(oldest[0]) is None:
-            raise Misconfigured(
-                f"{name}-{partition} holds live events, the oldest at offset {oldest[0].offset}: history written "
-                f"behind them would count as late. {NEW_TOPICS}"
-            )
+            live_first.append(f"{name}-{partition} from offset {oldest[0].offset} on")
+            continue
         newest, behind = _newest(topics[name], partition, span)
         theirs, _, ordinal = newest.partition(":")
         if theirs != digest or not ordinal.isdecimal():
@@ -220,7 +224,7 @@ def _found(topics: Mapping[str, Topic], places: Mapping[Place, Span], digest: st
         reached = max(reached, int(ordinal))
         if behind:
             live_behind.append(f"{behind:,} in {name}-{partition}")
-    return Found(reached, live_behind)
+    return Found(reached, live_behind, live_first)
 
 
 def _newest(topic: Topic, partition: int, span: Span) -> tuple[str, int]:
@@ -267,10 +271,7 @@ def _write(
         written.redated += line.redated
         if line.reason:
             written.reasons[line.reason] += 1
-    try:
-        offsets = outputs.commit(sending, (), NO_GROUP)
-    except (OutcomeUnknown, TaskLost) as error:
-        raise OutcomeUnknown(f"{error}; run the same command again: it goes on where this one came to") from error
+    offsets = commit(outputs, sending, (), NO_GROUP)
     for one, offset in zip(sending, offsets, strict=True):
         place = one.topic, one.partition or 0
         written.foreign += offset - written.ends.get(place, offset)

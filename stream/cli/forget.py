@@ -5,17 +5,19 @@ yet. The worker that reads it ends the record.
 """
 
 import argparse
-import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 from stream.backends.kafka import KafkaOutputs
-from stream.backends.kafka.offsets import Kept, kept
+from stream.backends.kafka.offsets import Kept, kept, partitions_of
 from stream.backends.redis import RedisStore
-from stream.errors import OutcomeUnknown
-from stream.events import FORGET_HEADER
+from stream.cli.batches import commit
+from stream.errors import Misconfigured, SettingsError
+from stream.events import ANONYMOUS, FORGET_HEADER, MAX_ID_CHARS
 from stream.ports import Outgoing, Store
+from stream.processing.placement import is_placed
 from stream.settings import Settings
 from stream.trainer import NO_GROUP
 
@@ -31,18 +33,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Send the order and wait until it is carried out; exit 1 if there is no such customer."""
+    """Send the order and wait until it is carried out; without a record too, as events may lie unread."""
     customer: str = arguments.id
+    if not 0 < len(customer) <= len(ANONYMOUS) + MAX_ID_CHARS:
+        raise SettingsError(f"a customer id has 1 to {MAX_ID_CHARS} characters, this one has {len(customer)}")
     with closing(RedisStore(settings)) as store:
-        tasks = [task for task in store.tasks() if store.load(task, [customer])[1]]
-        if not tasks:
-            print(
-                f"driftline: no customer {customer!r} in application {settings.application.name!r}; what they did may "
-                f"still lie in topics:\n{_remains(settings)}",
-                file=sys.stderr,
-            )
-            return 1
-        places = [(task, topic, offset) for task in tasks for topic, offset in _order(settings, task, customer).items()]
+        known = [task for task in store.tasks() if store.load(task, [customer])[1]]
+        tasks = sorted({*known, *_placed(settings, customer)})
+        places = _order(settings, tasks, customer)
         until = time.monotonic() + arguments.wait_s
         while not (done := all(_past(store, *place) for place in places)):
             if time.monotonic() >= until:
@@ -55,21 +53,35 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         print(f"forgotten: {customer}, who has been met again since; what came in from then on is kept")
     else:
         print(f"forgotten: {customer}")
+    if not known:
+        print(
+            f"application {settings.application.name} knew of no such customer: the order is for events that no worker "
+            "had read. If the id was mistyped, nobody is forgotten"
+        )
     print(_remains(settings))
     return 0
 
 
-def _order(settings: Settings, task: int, customer: str) -> dict[str, int]:
-    """Write the order into the partitions that the customer's record is made from; returns its offset in each topic."""
+def _placed(settings: Settings, customer: str) -> list[int]:
+    """The tasks that events of the customer may lie in."""
+    first, second = partitions_of(settings, settings.inputs)
+    if first != second:
+        raise Misconfigured(
+            f"the input topics have {first} and {second} partitions, no worker works on them: copy one with "
+            "`driftline repartition SRC DST` first"
+        )
+    return [task for task in range(first) if is_placed(customer, task, first, settings.kafka.partitioner)]
+
+
+def _order(settings: Settings, tasks: Sequence[int], customer: str) -> list[tuple[int, str, int]]:
+    """Write the order into both topics of these tasks; returns task, topic and offset of each."""
     # Without a value: a release that does not know the header sets it aside instead of counting it as an event.
     header = (FORGET_HEADER, b"1")
-    orders = [Outgoing(topic, task, customer.encode(), None, (header,)) for topic in settings.inputs]
+    places = [(task, topic) for task in tasks for topic in settings.inputs]
+    orders = [Outgoing(topic, task, customer.encode(), None, (header,)) for task, topic in places]
     with closing(KafkaOutputs(settings, "forget")) as outputs:
-        try:
-            offsets = outputs.commit(orders, (), NO_GROUP)
-        except OutcomeUnknown as error:
-            raise OutcomeUnknown(f"{error}; run the same command again, to forget twice does no harm") from error
-    return dict(zip(settings.inputs, offsets, strict=True))
+        offsets = commit(outputs, orders, (), NO_GROUP, "to forget twice does no harm")
+    return [(task, topic, offset) for (task, topic), offset in zip(places, offsets, strict=True)]
 
 
 def _past(store: Store, task: int, topic: str, offset: int) -> bool:

@@ -10,33 +10,35 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from itertools import islice
+from itertools import chain
 
 import orjson
 
 from stream.backends.kafka import KafkaOutputs, KafkaTopic
 from stream.backends.kafka.offsets import (
-    Place,
     Span,
     committed,
     create_like,
     exists,
     kept,
+    largest_record,
     members,
     outsider,
     partitions_of,
     spans,
 )
+from stream.cli.batches import batches, commit
 from stream.cli.progress import progress
-from stream.errors import InvalidEvent, Misconfigured, OutcomeUnknown, SettingsError, TaskLost
-from stream.events import HISTORY_HEADER, EventRules, Record
+from stream.diagnosis.facts import Place
+from stream.errors import InvalidEvent, Misconfigured, SettingsError
+from stream.events import HISTORY_HEADER, EventRules, Forget, Record
 from stream.ports import Offset, Outgoing
 from stream.processing import clock
+from stream.processing.clock import Decoded
 from stream.processing.placement import is_placed, key_of, partition_of
 from stream.settings import Settings
 
-BATCH = 2_000
-"""Records a transaction."""
+READ = 2_000
 SAMPLE = 1_000
 
 
@@ -69,8 +71,9 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
                 f"{settings.kafka.partitioner} puts them: there is nothing to mend"
             )
         copy.prepare()
+        largest = largest_record(settings, [target])
         # What an earlier run left open is aborted before anything is read.
-        outputs = stack.enter_context(closing(KafkaOutputs(settings, f"repartition.{target}")))
+        outputs = stack.enter_context(closing(KafkaOutputs(settings, f"repartition.{target}", largest_bytes=largest)))
         return copy.run(topic, outputs)
 
 
@@ -101,10 +104,10 @@ class Copy:
         seen = 0
         for partition in range(self._width):
             for record in topic.read(partition, 0, SAMPLE):
-                customer = self._customer(record)
-                if customer is not None:
+                outcome = clock.read(record, self._rules).outcome
+                if not isinstance(outcome, InvalidEvent):
                     seen += 1
-                    if not is_placed(customer, partition, self._partitions, self._settings.kafka.partitioner):
+                    if not is_placed(outcome.customer, partition, self._partitions, self._settings.kafka.partitioner):
                         return False
         return seen > 0
 
@@ -132,37 +135,43 @@ class Copy:
         settings, source = self._settings, self._source
         places = spans(settings, [source])
         stamps = committed(settings, self._group, places)
-        # Each batch is stamped with how many records are copied with it.
+        # Each batch is stamped with how many records are written with it.
         before = max((orjson.loads(metadata)["seq"] for _, metadata in stamps.values()), default=0)
         starts = {partition: stamps.get((source, partition), (0, ""))[0] for partition in range(self._width)}
+        # Members first: what they commit between the two is read as committed.
+        working = members(settings) if source in settings.inputs else []
         read = {
             place[1]: offset for place, (offset, _) in committed(settings, settings.application.name, places).items()
         }
-        records = self._records(topic, starts, places)
-        batch = list(islice(records, BATCH))
-        if batch:
+        ends = {
+            number: min(span.end, read.get(number, 0)) if working else span.end for (_, number), span in places.items()
+        }
+        parts = batches(self._records(topic, starts, ends), lambda record: len(record.value or b""))
+        first = next(parts, None)
+        if first is not None:
             self._check_target(before)
         elif before:
-            print(f"all {before:,} records of {source} are in {self._target} already; nothing was written")
-        counts = Counter[str](copied=before)
-        total = before + sum(span.end - max(starts[place[1]], span.begin) for place, span in places.items())
-        with progress(f"copying {source}", total, before) as advance:
-            while batch:
+            print(f"{self._target} holds what there is to copy of {source} already; nothing was written")
+        counts = Counter[str](written=before)
+        total = sum(max(ends[number] - max(start, places[source, number].begin), 0) for number, start in starts.items())
+        with progress(f"copying {source}", total) as advance:
+            for batch in chain([first] if first is not None else [], parts):
                 self._write(outputs, batch, read, counts)
                 advance(len(batch))
-                batch = list(islice(records, BATCH))
-        if counts["copied"] > before or not before:
+        if counts["copied"] or not before:
             print(
-                f"copied {counts['copied'] - before:,} records of {source} into {self._target}, {self._partitions} "
+                f"copied {counts['copied']:,} records of {source} into {self._target}, {self._partitions} "
                 f"partitions: {counts['history']:,} processed before and marked as history, {counts['unusable']:,} "
                 "unusable ones, left to become dead letters"
             )
         self._say_next()
+        left = sum(span.end - max(ends[number], span.begin) for (_, number), span in places.items())
+        self._say_who_works(working, left)
         return 0
 
-    def _records(self, topic: KafkaTopic, starts: Mapping[int, int], places: Mapping[Place, Span]) -> Iterator[Record]:
+    def _records(self, topic: KafkaTopic, starts: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:
         """What is to be copied, each partition in its own order, the oldest timestamp first."""
-        each = [_partition(topic, number, starts[number], places[self._source, number].end) for number in starts]
+        each = [_partition(topic, number, starts[number], ends[number]) for number in starts]
         return heapq.merge(*each, key=lambda record: record.timestamp_ms)
 
     def _check_target(self, before: int) -> None:
@@ -185,40 +194,29 @@ class Copy:
 
     def _write(self, outputs: KafkaOutputs, batch: list[Record], read: Mapping[int, int], counts: Counter[str]) -> None:
         nexts = {record.partition: record.offset + 1 for record in batch}
-        sending = [self._copied(record, read.get(record.partition, 0), counts) for record in batch]
+        sending = [one for record in batch for one in self._copies(record, read.get(record.partition, 0), counts)]
         counts["copied"] += len(batch)
-        offsets = [Offset(self._source, number, at, counts["copied"], 0) for number, at in nexts.items()]
-        try:
-            outputs.commit(sending, offsets, outsider(self._group))
-        except (OutcomeUnknown, TaskLost) as error:
-            raise OutcomeUnknown(f"{error}; run the same command again: it goes on where this one came to") from error
+        counts["written"] += len(sending)
+        offsets = [Offset(self._source, number, at, counts["written"], 0) for number, at in nexts.items()]
+        commit(outputs, sending, offsets, outsider(self._group))
 
-    def _copied(self, record: Record, read_to: int, counts: Counter[str]) -> Outgoing:
+    def _copies(self, record: Record, read_to: int, counts: Counter[str]) -> list[Outgoing]:
         """The record where it belongs. Its timestamp is kept: an event without a time of its own happened then."""
-        customer, headers, key = self._customer(record), record.headers, record.key
-        if customer is None:
+        decoded, headers = clock.read(record, self._rules), record.headers
+        key, places = copied_to(decoded, self._partitions, self._settings.kafka.partitioner)
+        if isinstance(decoded.outcome, InvalidEvent):
             counts["unusable"] += 1
-            partition = record.partition % self._partitions
-            if key is None and record.value is None:
-                key = b""  # the client refuses a record with neither
-        else:
-            text = customer if key == customer.encode() else key_of(customer)
-            partition, key = partition_of(text, self._partitions, self._settings.kafka.partitioner), text.encode()
-            if record.offset < read_to and all(name != HISTORY_HEADER for name, _ in headers):
-                counts["history"] += 1
-                headers = (*headers, (HISTORY_HEADER, b"1"))
-        return Outgoing(self._target, partition, key, record.value, headers, record.timestamp_ms)
-
-    def _customer(self, record: Record) -> str | None:
-        outcome = clock.read(record, self._rules).outcome
-        return None if isinstance(outcome, InvalidEvent) else outcome.customer
+        elif record.offset < read_to and all(name != HISTORY_HEADER for name, _ in headers):
+            counts["history"] += 1
+            headers = (*headers, (HISTORY_HEADER, b"1"))
+        return [Outgoing(self._target, place, key, record.value, headers, record.timestamp_ms) for place in places]
 
     def _say_next(self) -> None:
         settings, name = self._settings, self._settings.application.name
         role = "purchases" if self._source == settings.topics.purchases else "clickstream"
         print(
             f"next: 1. stop the producers of {self._source}, then the workers of {name}, and run this command again\n"
-            "   for what came meanwhile\n"
+            "   for the rest\n"
             f'2. set topics.{role} = "{self._target}" and a new application.name: the customers of {name} lie by the\n'
             "   old partitions, so its Redis keys, journal and models cannot be kept (an application that has never\n"
             "   processed anything keeps its name)\n"
@@ -226,16 +224,45 @@ class Copy:
             "   no longer hold is not known to the new application; what is marked as history counts and is not told\n"
             "   again"
         )
-        if running := members(settings):
+
+    def _say_who_works(self, working: list[str], left: int) -> None:
+        settings = self._settings
+        if working:
             print(
-                f"driftline: {', '.join(running)} still work: what they process from now on is not marked as history",
+                f"driftline: {', '.join(working)} still work, so only what they have processed was copied: they tell "
+                f"of the rest, {left:,} records by now, and it would be told again. It is copied by the run after they "
+                f"are stopped (a stopped worker stays a member for kafka.session_timeout_s, "
+                f"{settings.kafka.session_timeout_s:g} s)",
+                file=sys.stderr,
+            )
+        elif self._source in settings.inputs and (late := members(settings)):
+            print(
+                f"driftline: {', '.join(late)} started meanwhile: what they process of this may be told again. Stop "
+                "them and begin again with a new DST",
                 file=sys.stderr,
             )
 
 
+def copied_to(decoded: Decoded, partitions: int, partitioner: str) -> tuple[bytes | None, list[int]]:
+    """A record's key in a topic of `partitions`, and the partitions it is written to.
+
+    An event goes where its key belongs. An order to forget goes wherever its customer's events may: those of an
+    anonymous one are keyed with our prefix or without it.
+    """
+    record, outcome = decoded
+    if isinstance(outcome, InvalidEvent):
+        # The client refuses a record with neither key nor value.
+        return b"" if record.key is None and record.value is None else record.key, [record.partition % partitions]
+    customer = outcome.customer
+    if isinstance(outcome, Forget):
+        return record.key, [place for place in range(partitions) if is_placed(customer, place, partitions, partitioner)]
+    text = customer if record.key == customer.encode() else key_of(customer)
+    return text.encode(), [partition_of(text, partitions, partitioner)]
+
+
 def _partition(topic: KafkaTopic, number: int, start: int, end: int) -> Iterator[Record]:
     """A partition's records from `start` up to `end`."""
-    while records := topic.read(number, start, BATCH):
+    while records := topic.read(number, start, READ):
         for record in records:
             if record.offset >= end:
                 return

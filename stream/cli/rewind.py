@@ -1,7 +1,8 @@
 """Take the application back: to the beginning of the input topics, or to where Redis is. Workers must be stopped.
 
 --to earliest counts everything that the input topics hold anew; alerts that were told are not told again. --to store
-mends offsets that a tool has reset. --to earliest --keep-customers is for a Redis that has outlived its Kafka.
+mends offsets that a tool has reset or retention has overtaken. --to earliest --keep-customers is for a Redis that has
+outlived its Kafka.
 """
 
 import argparse
@@ -53,14 +54,15 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         stack.enter_context(closing(inputs))
         outputs = stack.enter_context(closing(KafkaOutputs(settings, INSTANCE, inputs.holds)))
         journal = stack.enter_context(closing(KafkaTopic(settings, settings.topic("journal"))))
-        asked, changed = arguments.yes or to is To.STORE, 0
+        asked, changed = arguments.yes, 0
         for attempt in range(1, ATTEMPTS + 1):
             rewind = Rewind(settings, inputs, outputs, journal, store, _join(inputs, settings))
             todo = _todo(rewind, settings, to)
             changed = max(changed, len(todo))
-            if todo and attempt == 1 and to is not To.STORE:
-                print(f"{_plan(to, todo)}.", file=sys.stderr)
-            if todo and not asked:
+            plan = _plan(to, todo)
+            if plan and attempt == 1:
+                print(f"{plan}.", file=sys.stderr)
+            if plan and not asked:
                 _ask()
                 asked = True
                 continue  # meanwhile the membership may have ended, and a worker have come and gone
@@ -125,7 +127,17 @@ def _bounds(settings: Settings, places: Mapping[Place, Span], task: int) -> tupl
 
 
 def _plan(to: To, todo: list[Found]) -> str:
-    """What will happen."""
+    """What will happen, empty where nothing is lost by it."""
+    if not todo:
+        return ""
+    if to is To.STORE:
+        lost = {f"{topic}-{one.task}": count for one in todo for topic, count in one.lost.items()}
+        if not lost:
+            return ""
+        return (
+            f"retention has removed {sum(lost.values()):,} records before they were processed ({_counts(lost)}): they "
+            "are lost. The customers are kept, and what the topics still hold is processed"
+        )
     records = sum(sum(one.ends.values()) - sum(one.begins.values()) for one in todo)
     customers = sum(one.marker.state.customers for one in todo if one.marker)
     if to is To.KEPT:
@@ -141,9 +153,13 @@ def _plan(to: To, todo: list[Found]) -> str:
         if gone:
             plan += (
                 f". Retention has removed {sum(gone.values()):,} records that the customers' counts still include "
-                f"({', '.join(f'{count:,} of {name}' for name, count in gone.items())}): they would be lost"
+                f"({_counts(gone)}): they would be lost"
             )
     return plan
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} of {name}" for name, count in counts.items())
 
 
 def _ask() -> None:

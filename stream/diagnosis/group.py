@@ -91,7 +91,8 @@ def lag(
                 yield wrong(
                     f"{topic}-{task}: committed at {offset:,}, but the oldest record kept is {extent.start:,}: "
                     f"{extent.start - offset:,} were removed before they were processed",
-                    "raise retention.ms of the input topics; to go on without them use a new application.name",
+                    "raise retention.ms of the input topics; to go on without them, stop the workers and run "
+                    "`driftline rewind --to store`",
                 )
             if offset > extent.end:
                 fine = False

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import stream.cli
 import stream.rewind
 from stream.backends.kafka.outputs import KafkaOutputs
-from stream.cli import backfill, repartition
+from stream.cli import batches
 from stream.ports import Offset, Outgoing, Token
 
 STEPS = ("before-commit", "in-transaction", "after-commit")
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--stop-at", metavar="STEP:N", help="says so on standard error, and waits for SIGCONT")
     parser.add_argument("command", nargs="+")
     parsed = parser.parse_args()
-    backfill.BATCH = repartition.BATCH = BATCH
+    batches.BATCH = BATCH
     stream.rewind.PART_CUSTOMERS = PART_CUSTOMERS
     for at, number in ((parsed.kill_at, signal.SIGKILL), (parsed.stop_at, signal.SIGSTOP)):
         if at:

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 from kafka.structs import OffsetAndMetadata
@@ -153,6 +154,7 @@ def test_a_backfill_killed_half_way_is_written_once_and_nothing_about_the_past_i
 
     site.feed()
     wait_for_the_end(site, worker)
+    assert f"all {lines:,} events" in done(site, "backfill", str(path)), "live events may come once all is in"
     assert worker.stop() == 0, worker.errors
     assert kinds(check(site)), "what happens after the history is to be told"
 
@@ -188,6 +190,43 @@ def test_a_backfill_behind_live_events_is_refused(site, tmp_path):
     assert "holds live events" in said
     assert "new topics" in said
     assert len(in_the_topics(site)) == before
+
+
+def test_a_history_that_is_in_is_not_refused_for_live_events_in_a_partition_it_has_nothing_in(site, tmp_path):
+    path = tmp_path / "history.jsonl"
+    event = {"event": "Product Viewed", "userId": "c-001", "timestamp": "2024-05-01T10:00:00Z"}
+    path.write_bytes(b"".join(orjson.dumps(event | {"messageId": f"m{i}"}) + b"\n" for i in range(3)))
+    assert "wrote 3 events" in done(site, "backfill", str(path))
+    site.feed(0.2)
+    assert "all 3 events" in done(site, "backfill", str(path))
+    path.write_bytes(path.read_bytes() + orjson.dumps(event | {"messageId": "m3"}) + b"\n")
+    assert "history of other files" in refused(site, "backfill", str(path))
+
+
+def large_records(site: Site, *topics: str) -> None:
+    with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin:
+        large = {"max.message.bytes": "10485760"}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, large) for name in topics])
+
+
+def test_records_of_ten_megabytes_are_filled_in_and_repartitioned_where_the_topics_take_them(site, tmp_path):
+    path, source, target = tmp_path / "history.jsonl", site.settings.topics.clickstream, f"{site.name}.other"
+    event = {"event": "Product Viewed", "userId": "c-001", "timestamp": "2024-05-01T10:00:00Z"}
+    notes = {"properties": {"note": "x" * 10_400_000}}
+    path.write_bytes(b"".join(orjson.dumps(event | notes | {"messageId": f"m{i}"}) + b"\n" for i in range(3)))
+    said = refused(site, "backfill", str(path))
+    assert "the largest record has 10,400," in said
+    assert f"Raise max.message.bytes of {source}" in said
+    large_records(site, *site.settings.inputs)
+    assert "wrote 3 events" in done(site, "backfill", str(path))
+
+    with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin:
+        admin.create_topics({target: {"num_partitions": 5, "replication_factor": 1}})
+    command = ("repartition", source, target, "--partitions", "5")
+    assert f"Raise max.message.bytes of {target}" in refused(site, *command)
+    large_records(site, target)
+    assert "copied 3 records" in done(site, *command)
+    assert {one.value for one in oracle.read_topic(site.settings, target)} == set(path.read_bytes().splitlines())
 
 
 # Forget
@@ -228,7 +267,8 @@ def test_a_customer_is_forgotten_and_what_remains_is_said(site):
     said = site.ask("forget", queued, "--wait-s", "0.5").decode()
     assert said.startswith("queued")
     assert task_of(site, queued) is not None
-    assert "no customer 'nobody'" in refused(site, "forget", "nobody")
+    assert "knew of no such customer" in site.ask("forget", "nobody", "--wait-s", "0").decode()
+    assert "1 to 200 characters" in refused(site, "forget", "", code=2)
     run_to_the_end(site)
     assert task_of(site, queued) is None
     del shop.counts[gone], shop.counts[queued]
@@ -238,6 +278,19 @@ def test_a_customer_is_forgotten_and_what_remains_is_said(site):
     site.feed()
     run_to_the_end(site)
     assert {gone, queued} <= set(shop.counts), "they were to come back"
+    check(site)
+
+
+def test_a_customer_whose_events_no_worker_has_read_yet_is_forgotten_all_the_same(site):
+    site.feed(0.3)
+    shop = site.shop
+    gone = next(name for name, one in shop.counts.items() if one.orders)
+    said = site.ask("forget", gone, "--wait-s", "0").decode()
+    assert said.startswith(f"queued: {gone}")
+    assert "knew of no such customer" in said
+    run_to_the_end(site)
+    assert task_of(site, gone) is None
+    del shop.counts[gone]
     check(site)
 
 
@@ -322,14 +375,19 @@ def test_a_rewind_to_the_earliest_says_what_retention_has_removed(site):
     assert_fewer(site, counts)
 
 
-def assert_fewer(site: Site, counts: Mapping[str, Counts]) -> None:
-    """Nothing is counted twice, and some events are gone."""
+def events_of(site: Site) -> dict[str, int]:
+    """How many events of each customer were counted."""
     seen = oracle.look(site.settings, PARTITIONS)
-    events = {
+    return {
         name: int(np.frombuffer(oracle._row(data), ROW)[0]["events"])
         for rows in seen.rows.values()
         for name, data in rows.items()
     }
+
+
+def assert_fewer(site: Site, counts: Mapping[str, Counts]) -> None:
+    """Nothing is counted twice, and some events are gone."""
+    events = events_of(site)
     assert all(count <= counts[name].events for name, count in events.items())
     assert sum(events.values()) < sum(one.events for one in counts.values())
 
@@ -352,6 +410,37 @@ def test_a_rewind_to_the_store_killed_half_way_mends_offsets_that_a_tool_has_res
     empty_redis(site)
     run_to_the_end(site)
     check(site)
+
+
+def test_what_retention_removed_unread_is_named_and_a_rewind_to_the_store_goes_on_behind_it(site):
+    site.feed(0.4)
+    run_to_the_end(site)
+    counts = {name: one.events for name, one in site.shop.counts.items()}
+    site.feed(0.8)
+    topic = site.settings.topics.clickstream
+    place = TopicPartition(topic, 1)
+    read, end = site.committed()[topic, 1], site.shop.ends()[topic, 1]
+    assert end - read > 5
+    with KafkaAdminClient(bootstrap_servers=site.bootstrap) as admin:
+        admin.delete_records({place: end - 2})
+    worker = site.worker()
+    assert worker.end() == 1
+    assert "`driftline rewind --to store`" in worker.errors
+    site.expel("w1")
+    said = refused(site, "rewind", "--to", "store", code=2)
+    assert f"removed {end - 2 - read:,} records" in said
+    assert f"of {place.topic}-1" in said
+    killed(site, "in-transaction", 1, "rewind", "--to", "store", "--yes")
+    assert "rewound 1 tasks" in done(site, "rewind", "--to", "store", "--yes")
+    assert "there already" in done(site, "rewind", "--to", "store")
+    worker = site.worker()
+    site.wait_for_the_end(worker)
+    stop(site, worker)
+    after = events_of(site)
+    assert all(after[name] >= count for name, count in counts.items()), "the customers were to be kept"
+    # An unusable record that is lost makes no dead letter, and no event.
+    lost = sum(one.events for one in site.shop.counts.values()) - sum(after.values())
+    assert 0 < lost <= end - 2 - read
 
 
 def new_kafka(site: Site) -> None:
@@ -485,6 +574,10 @@ def test_unequal_topics_are_repartitioned_and_a_new_application_counts_every_cus
     check(site)
 
 
+ANONYMOUS = "anon:c3"
+"""With the prefix and without it, in another partition, of three as of five."""
+
+
 def site_check(site: Site) -> str:
     running = site.command("topics", "check")
     assert running.end() == 1
@@ -492,16 +585,42 @@ def site_check(site: Site) -> str:
 
 
 def test_what_was_processed_before_a_repartition_counts_and_is_not_told_again(site):
+    site.set(KAFKA__SESSION_TIMEOUT_S="60")  # frozen, the worker is to stay a member
     site.feed(0.6)
     run_to_the_end(site)
     before = check(site)
     assert before.alerts
     shop, topics = site.shop, {}
     assert "there is nothing to mend" in refused(site, "repartition", shop.purchases, f"{site.name}.new")
+
+    worker = site.worker()
+    worker.wait_for(lambda: worker.said("ready"), "ready")
+    site.wait_for_the_end(worker)
+    worker.process.send_signal(signal.SIGSTOP)
+    site.feed(0.8)
+    committed = site.committed()
     for role, source in (("CLICKSTREAM", shop.clickstream), ("PURCHASES", shop.purchases)):
         topics[f"TOPICS__{role}"] = target = f"{source}5"
-        said = done(site, "repartition", source, target, "--partitions", "5")
-        assert "marked as history" in said
+        read = sum(one.offset < committed[one[:2]] for one in oracle.read_topic(site.settings, source))
+        running = site._start(
+            ["tests.integration.command_process", "--", "repartition", source, target, "--partitions", "5"], "copy"
+        )
+        assert running.end() == 0, running.errors
+        assert "w1 still work, so only what they have processed was copied" in running.errors
+        assert len(oracle.read_topic(site.settings, target)) == read
+    worker.process.send_signal(signal.SIGCONT)
+    site.wait_for_the_end(worker)
+    stop(site, worker)
+    assert "knew of no such customer" in site.ask("forget", ANONYMOUS, "--wait-s", "0").decode()
+    run_to_the_end(site)
+
+    for source in site.settings.inputs:
+        target = f"{source}5"
+        assert ": 0 processed before" not in done(site, "repartition", source, target, "--partitions", "5")
+        assert "already; nothing was written" in done(site, "repartition", source, target, "--partitions", "5")
+        orders = [one for one in oracle.read_topic(site.settings, target) if one.key == ANONYMOUS.encode()]
+        assert len({one.partition for one in orders}) == 2, "one for each key of their events"
+        assert len(orders) == 4, "it lay in two partitions"
     name = site.name
     renamed(site, f"{name}n", **topics)
     worker = site.worker()

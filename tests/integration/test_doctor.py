@@ -20,7 +20,9 @@ from kafka.admin import (
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import KafkaQuestions
+from stream.backends.kafka.offsets import members
 from stream.diagnosis import OK, WARNING, WRONG
+from stream.errors import Misconfigured
 from tests.integration import oracle
 from tests.integration.site import PARTITIONS, ROOT, Site
 from tests.servers import KafkaServer, RedisServer
@@ -249,6 +251,10 @@ def test_a_kafka_user_who_lacks_permissions_is_told_which(redis_url, tmp_path):
         (one,) = kafka.open_transactions(kafka.extents([place]), round(time.time() * 1000))
         kafka.close()
         producer.close(timeout=0)
+        assert members(site.settings) == [], "a group that does not exist has no members"
+        allow(site, ResourceType.GROUP, site.name, ACLOperation.READ, "User:somebody")
+        with pytest.raises(Misconfigured, match="describing the group"):
+            members(site.settings)
     assert f"this user lacks WRITE on topic {journal}" in found
     assert f"this user lacks DESCRIBE, READ, WRITE on topic {models}" in found
     assert site.settings.topics.clickstream not in found
@@ -328,9 +334,9 @@ def test_records_removed_before_they_were_processed_are_told(site):
     end = site.shop.ends()[topic, 1]
     with admin(site) as client:
         client.delete_records({TopicPartition(topic, 1): end + 3})
-    assert f"committed at {end:,}, but the oldest record kept is {end + 3:,}: 3 were removed" in Report(site).of(
-        "lag", WRONG
-    )
+    said = Report(site).of("lag", WRONG)
+    assert f"committed at {end:,}, but the oldest record kept is {end + 3:,}: 3 were removed" in said
+    assert "`driftline rewind --to store`" in said
 
 
 def test_a_store_ahead_of_kafka_is_told_as_a_worker_would_and_one_behind_is_replayed(site):

@@ -506,7 +506,7 @@ def test_every_error_of_the_kafka_client_has_one_of_ours() -> None:
         (kafka_errors.TransactionalIdAuthorizationFailedError, "kafka.sasl_username"),
         (kafka_errors.SaslAuthenticationFailedError, "kafka.sasl_password"),
         (kafka_errors.FencedInstanceIdError, "application.instance"),
-        (kafka_errors.OffsetOutOfRangeError, "retention.ms"),
+        (kafka_errors.OffsetOutOfRangeError, "rewind --to store"),
         (kafka_errors.MessageSizeTooLargeError, "max.message.bytes"),
         (kafka_errors.UnknownTopicOrPartitionError, "driftline topics create"),
     ],

@@ -178,6 +178,41 @@ def test_a_rewind_to_a_store_whose_ticks_the_journal_has_lost_writes_them_all_ag
     assert site.counted() == site.sent
 
 
+def test_where_retention_has_overtaken_the_store_it_goes_on_at_the_oldest_record_kept(site: Site) -> None:
+    before = Counter(site.counted())
+    site.send(10)
+    log = site.cluster.topic("clickstream")[0]
+    log.trim(log.end - 6)
+    found = site.rewind(To.STORE)
+    assert found.lost == {"clickstream": 4}
+    assert site.state.offsets["clickstream"] == log.first
+    end = site.log.end
+    site.rewind(To.STORE)
+    assert site.log.end == end, "it is there already"
+    site.work()
+    assert Counter(site.counted()) - before == Counter(f"c-{number % 5}" for number in range(24, 30))
+
+
+def test_input_topics_made_anew_beside_the_old_journal_are_read_with_the_customers_kept(site: Site) -> None:
+    for name in site.settings.inputs:
+        del site.cluster.topics[name]
+    site.cluster.committed.clear()  # Kafka drops a topic's offsets with it
+    with pytest.raises(AssertionError, match="keep-customers"):
+        site.rewind(To.STORE)
+    site.rewind(To.KEPT)
+    site.send(7)
+    site.work()
+    assert site.counted() == site.sent
+
+
+def test_of_topics_that_end_before_what_was_committed_no_remedy_names_one_that_is_refused(site: Site) -> None:
+    for name in site.settings.inputs:
+        del site.cluster.topics[name]
+    with pytest.raises(AssertionError, match=r"Restore them; or drop .*--to earliest`$"):
+        site.rewind(To.STORE)
+    site.rewind(To.EARLIEST)
+
+
 def test_no_worker_goes_on_from_a_copy_that_was_broken_off(site: Site) -> None:
     for name in (site.settings.topic("journal"), *site.settings.inputs):
         del site.cluster.topics[name]

@@ -65,8 +65,8 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     if isinstance(error, kafka_errors.OffsetOutOfRangeError):
         return Misconfigured(
             f"{doing}: {said}; records were removed by the topic's retention before they were processed, or the "
-            "topic was created anew. Raise retention.ms of the input topics; to keep the customers and go on with what "
-            "the topics hold: `driftline rewind --to earliest --keep-customers`"
+            "topic was created anew. Raise retention.ms of the input topics; to go on with what they still hold, stop "
+            "the workers and run `driftline rewind --to store`: it says how many records are lost"
         )
     if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordListTooLargeError):
         return Misconfigured(f"{doing}: {said}; raise max.message.bytes of the topic (`driftline topics check`)")

@@ -10,14 +10,16 @@ from kafka.errors import CoordinatorNotAvailableError
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka.admin import _admin, _configs, _partitions
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping
+from stream.backends.kafka.client import MAX_REQUEST_BYTES, REQUEST_TIMEOUT_MS, connection, mapping
 from stream.backends.kafka.inputs import Proof
-from stream.errors import Misconfigured
+from stream.diagnosis.facts import Place
+from stream.errors import BrokerUnavailable, Misconfigured
 from stream.ports import Token
 from stream.settings import Settings
 
+GONE = "GroupIdNotFoundError"
+"""What Kafka 4 answers of a group that does not exist; before, it was an empty one."""
 COPIED_CONFIGS = ("cleanup.policy", "retention.ms", "retention.bytes", "max.message.bytes", "segment.ms")
-Place = tuple[str, int]
 
 
 class Span(NamedTuple):
@@ -71,11 +73,15 @@ def members(settings: Settings) -> list[str]:
         while True:
             try:
                 found = admin.describe_groups([group])[group]
+                error = found["error"]
+            except CoordinatorNotAvailableError as unavailable:  # a Kafka that has never had a group makes room for it
+                error = str(unavailable)
+            if not error or GONE in error:
                 break
-            except CoordinatorNotAvailableError:  # a Kafka that has never had a group is still making room for it
-                if time.monotonic() > patience_until:
-                    raise
-                time.sleep(0.2)
+            # To take no answer for an empty group would let a rewind begin beside its workers.
+            if time.monotonic() > patience_until:
+                raise BrokerUnavailable(f"describing the group {group}: {error}; try again once its coordinator is up")
+            time.sleep(0.2)
     prefix = f"{group}-"
     names = [str(member["group_instance_id"] or member["client_id"]) for member in found.get("members") or ()]
     return sorted(name.removeprefix(prefix) for name in names)
@@ -97,6 +103,13 @@ def kept(settings: Settings, topics: Iterable[str]) -> dict[str, Kept]:
                 values = _configs(admin, topic, wanted)
                 found[topic] = Kept(*(int(values[name]) for name in wanted))
     return found
+
+
+def largest_record(settings: Settings, topics: Iterable[str]) -> int:
+    """What `KafkaOutputs` is to take so that what these topics take gets through to them, bytes."""
+    with mapping("asking for the topics' limits"), _admin(settings) as admin:
+        limits = [_configs(admin, topic, {"max.message.bytes": ""})["max.message.bytes"] for topic in topics]
+    return max(MAX_REQUEST_BYTES, *map(int, limits))
 
 
 def exists(settings: Settings, topic: str) -> bool:

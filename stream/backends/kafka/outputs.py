@@ -33,6 +33,8 @@ STALE = (
 )
 """The group has moved on; the transaction can be aborted."""
 
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
 
 def transactional_id(settings: Settings, name: str) -> str:
     """Of a worker's instance or a part of the application; no name holds a colon, so two applications never meet."""
@@ -42,7 +44,8 @@ def transactional_id(settings: Settings, name: str) -> str:
 class KafkaOutputs:
     """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open.
 
-    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`.
+    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`. A record
+    of more than `largest_bytes` before compression is refused.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class KafkaOutputs:
         name: str,
         holds: Callable[[Token], bool] = lambda _: True,
         topics: Sequence[str] = (),
+        largest_bytes: int = MAX_REQUEST_BYTES,
     ) -> None:
         self._settings = settings
         self._topics = topics
         self._name = transactional_id(settings, name)
+        self._largest_bytes = largest_bytes
         self._holds = holds
         self._producer: KafkaProducer | None = None
         self.reset()
@@ -73,7 +78,7 @@ class KafkaOutputs:
             self._discard()
             raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
         if isinstance(answer[0], Exception):
-            self._judge(producer, answer[0])
+            self._judge(producer, answer[0], records)
         return list(answer[0])
 
     def reset(self) -> None:
@@ -112,7 +117,7 @@ class KafkaOutputs:
         except Exception as error:
             answer.append(error)
 
-    def _judge(self, producer: KafkaProducer, error: Exception) -> None:
+    def _judge(self, producer: KafkaProducer, error: Exception, records: Sequence[Outgoing]) -> None:
         """Raise what the main loop should do about a failed transaction."""
         if isinstance(error, STALE):
             aborting = threading.Thread(target=_abort, args=(producer,), name="abort", daemon=True)
@@ -125,6 +130,13 @@ class KafkaOutputs:
         self._discard()
         if not isinstance(error, kafka_errors.KafkaError):
             raise error  # a fault of ours: doing the same again would not mend it
+        if isinstance(error, TOO_LARGE):
+            largest = max(records, key=lambda one: len(one.value or b""))
+            raise Misconfigured(
+                f"{type(error).__name__}: {error}; the largest record has {len(largest.value or b''):,} bytes and goes "
+                f"to {largest.topic}, this writer takes up to {self._largest_bytes:,}. Raise max.message.bytes of "
+                f"{largest.topic} above that record and start again"
+            ) from error
         ours = mapped(error, "writing a tick")
         if isinstance(ours, Misconfigured):
             raise ours from error
@@ -142,7 +154,7 @@ class KafkaOutputs:
                     compression_type="lz4",
                     linger_ms=5,
                     batch_size=1_000_000,
-                    max_request_size=MAX_REQUEST_BYTES,
+                    max_request_size=self._largest_bytes,
                     max_block_ms=REQUEST_TIMEOUT_MS,
                     request_timeout_ms=REQUEST_TIMEOUT_MS,
                     delivery_timeout_ms=2 * REQUEST_TIMEOUT_MS,
