@@ -3,10 +3,12 @@
 Counters and histograms are added up per tick, not per event.
 """
 
+from collections.abc import Mapping, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stream.events import REASONS, Kind
-from stream.processing.alerts import CHURN_RISK, KINDS
+from stream.processing.alerts import ANOMALY, CHURN_RISK, KINDS, SEGMENT_CHANGED
 
 PHASES = ("poll", "load", "process", "commit", "apply", "train")
 BUILD = ("version", "code", "config", "worker")
@@ -20,6 +22,18 @@ LOST = {
     "store_unavailable": "Redis does not answer",
 }
 """Why a task is dropped from memory and recovered: the labels of `driftline_tasks_lost_total`."""
+
+HELD: Mapping[str, Sequence[str]] = {
+    "cool_down": (ANOMALY,),
+    "daily_cap": KINDS,
+    "history": KINDS,
+    "new_model_version": (SEGMENT_CHANGED,),
+    "no_reason_in_words": (ANOMALY,),
+    "not_risen": (CHURN_RISK,),
+    "too_few_events": (ANOMALY,),
+    "wave": (CHURN_RISK,),
+}
+"""Why an alert is held back, and of which kinds: the labels of `driftline_alerts_held_total`."""
 
 
 class Metrics:
@@ -117,6 +131,6 @@ class Metrics:
         ):
             for label in labels:
                 metric.labels(label)
-        for kind in KINDS:
-            self.held.labels(kind, "daily_cap")
-        self.held.labels(CHURN_RISK, "wave")
+        for reason, kinds in HELD.items():
+            for kind in kinds:
+                self.held.labels(kind, reason)

@@ -20,6 +20,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from stream.errors import SettingsError
+from stream.events import EventRules
 
 ENVIRONMENT_PREFIX = "DRIFTLINE_"
 
@@ -241,6 +242,12 @@ class Settings(Section):
         """The name of one of our topics."""
         named: str | None = getattr(self.topics, kind)
         return named or f"{self.application.name}.{kind.replace('_', '-')}"
+
+    @property
+    def event_rules(self) -> EventRules:
+        """What records are decoded by."""
+        application = self.application
+        return EventRules(application.currency, application.rates, round(self.tick.max_ahead_s * 1000))
 
     @property
     def config_text(self) -> bytes:

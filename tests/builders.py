@@ -366,8 +366,7 @@ class Run:
 
 def event_rules_of(settings: Settings) -> EventRules:
     """The rules that a worker with these settings decodes by."""
-    application = settings.application
-    return EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
+    return settings.event_rules
 
 
 def run(settings: Settings, records: Mapping[str, Sequence[Record]]) -> Run:

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import closing
 from importlib.metadata import version
 from types import FrameType
 
@@ -26,8 +27,8 @@ from stream.worker import Ports, Worker
 
 log = logging.getLogger(__name__)
 
-STALLED_AFTER_S = 60.0
-"""A loop that has not turned for this long is not alive: longer than any single wait within a turn."""
+SLACK_S = 30.0
+"""What recovery and the clients' own time-outs may add to a turn."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -52,13 +53,11 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG
         signal.signal(number, stop)
     worker = assemble(settings, metrics)
     workers.append(worker)
-    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker), lambda: worker.waiting)
+    stalled_s = stalled_after_s(settings)
+    server = HttpServer(settings.http, metrics.registry, lambda: _live(worker, stalled_s), lambda: worker.waiting)
     log.info("started", extra={"worker": settings.application.instance, "http_port": server.port, **build})
-    try:
+    with closing(server), closing(worker):
         worker.run()
-    finally:
-        worker.close()
-        server.close()
     return 0
 
 
@@ -94,6 +93,14 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
     return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, clock)
 
 
-def _live(worker: Worker) -> str | None:
+def stalled_after_s(settings: Settings) -> float:
+    """A loop that has not turned for this long is not alive.
+
+    The waits of one turn add up: a tick's commit, its abort and a model version's commit, each without an answer.
+    """
+    return 3 * settings.kafka.commit_timeout_s + settings.redis.timeout_s + SLACK_S
+
+
+def _live(worker: Worker, stalled_s: float) -> str | None:
     silent_s = time.monotonic() - worker.turned_at
-    return None if silent_s < STALLED_AFTER_S else f"the loop has not turned for {silent_s:.0f} s"
+    return None if silent_s < stalled_s else f"the loop has not turned for {silent_s:.0f} s"

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from stream.diagnosis import Finding, counted, lasting, listed, ok, warning, wrong
 from stream.errors import InvalidEvent, NewerSchema
-from stream.events import Event, EventRules, Record, decode
-from stream.processing import journal
+from stream.events import Event, Record
+from stream.processing import clock, journal
 from stream.processing.customer import OLDEST_SCHEMA, SCHEMA
 from stream.processing.placement import is_placed
 from stream.settings import Settings
@@ -20,23 +20,22 @@ def inputs(
     settings: Settings, newest: Mapping[str, Sequence[Record]], partitions: int, now_ms: int
 ) -> Iterator[Finding]:
     """The newest records of each input topic: usable, rightly placed, neither stale nor of the future."""
-    application = settings.application
-    rules = EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
     for topic, records in newest.items():
         if not records:
             yield warning(f"{topic} is empty", "look at its producers, unless it is new")
             continue
         events: list[Event] = []
         reasons: Counter[str] = Counter()
-        misplaced = 0
+        usable = misplaced = 0
         for record in records:
-            try:
-                event = decode(record, rules)
-            except InvalidEvent as error:
-                reasons[error.reason] += 1
+            outcome = clock.read(record, settings.event_rules).outcome
+            if isinstance(outcome, InvalidEvent):
+                reasons[outcome.reason] += 1
                 continue
-            events.append(event)
-            misplaced += not is_placed(event.customer, record.partition, partitions, settings.kafka.partitioner)
+            usable += 1
+            if isinstance(outcome, Event):
+                events.append(outcome)
+            misplaced += not is_placed(outcome.customer, record.partition, partitions, settings.kafka.partitioner)
         if reasons.total() > settings.dead_letters.max_share * len(records):
             yield wrong(
                 f"{topic}: {reasons.total()} of its newest {len(records)} records cannot be used ({_counted(reasons)})",
@@ -47,9 +46,9 @@ def inputs(
                 f"{topic}: {reasons.total()} of its newest {len(records)} records cannot be used ({_counted(reasons)})",
                 "see docs/events.md",
             )
-        if misplaced > MISPLACED_SHARE * len(events):
+        if misplaced > MISPLACED_SHARE * usable:
             yield wrong(
-                f"{topic}: {misplaced} of its newest {len(events)} events lie in a partition that "
+                f"{topic}: {misplaced} of its newest {usable} usable records lie in a partition that "
                 f"{settings.kafka.partitioner} does not put their customer in",
                 "set kafka.partitioner to the producers', and let them key by customer id",
             )

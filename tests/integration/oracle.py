@@ -187,9 +187,7 @@ def _configured(seen: Seen, config: str) -> tuple[EventRules, Rules]:
     assert texts, f"the text behind configuration {config} was not kept"
     settings = Settings.from_config_text(texts[0])
     assert settings.config_hash == config
-    application = settings.application
-    ahead_ms = round(settings.tick.max_ahead_s * 1000)
-    return EventRules(application.currency, application.rates, ahead_ms), tick.rules(settings)
+    return settings.event_rules, tick.rules(settings)
 
 
 def is_rewind(entry: Entry) -> bool:

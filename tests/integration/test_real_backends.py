@@ -3,6 +3,7 @@
 import gc
 import inspect
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,7 @@ def settings_of(name: str, bootstrap: str = "127.0.0.1:1", url: str = "redis://1
                 "session_timeout_s": 6,
                 "start_at": more.get("start_at", "earliest"),
                 "commit_timeout_s": more.get("commit_timeout_s", 20),
+                "leave_on_stop": more.get("leave_on_stop", False),
             },
             "topics": {"clickstream": f"{name}.clicks", "purchases": f"{name}.buys"},
             "redis": {"url": url, "timeout_s": more.get("timeout_s", 1.0)},
@@ -206,6 +208,19 @@ def test_missing_input_topics_are_named_with_the_command_that_creates_them(kafka
         KafkaTopic(settings, settings.topic("journal"))
 
 
+def test_topics_that_the_brokers_know_a_moment_later_are_waited_for(kafka_bootstrap: str) -> None:
+    """As where a broker that has just started answers without any."""
+    settings = settings_of(f"t-{uuid4().hex[:8]}", kafka_bootstrap)
+    creating = threading.Timer(1.5, create_topics, (settings, 3, 1))
+    creating.start()
+    try:
+        inputs = KafkaInputs(settings)
+    finally:
+        creating.join()
+    assert inputs.partitions == 3
+    inputs.close()
+
+
 def test_unequal_partition_counts_are_refused(kafka_bootstrap: str) -> None:
     settings = settings_of(f"t-{uuid4().hex[:8]}", kafka_bootstrap)
     with KafkaAdminClient(bootstrap_servers=kafka_bootstrap) as admin:
@@ -268,6 +283,66 @@ def test_a_worker_whose_name_another_has_taken_is_told_the_setting_at_its_next_p
 
     with pytest.raises(Misconfigured, match=r"application\.instance"):
         poll_on()
+
+
+def test_a_worker_whose_name_another_has_taken_does_not_take_it_out_of_the_group_when_it_leaves(
+    on_kafka: OnServers, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = on_kafka.settings("same", leave_on_stop=True)
+    older = on_kafka._kept(KafkaInputs(settings))
+    join(older)
+    newer = on_kafka.make_inputs("same")
+    token = join(newer)
+    older.close()
+    assert "did not leave the group" in caplog.text
+    assert "FencedInstanceIdError" in caplog.text
+    until = time.monotonic() + 3  # heartbeats are sent every 1.5 s
+    while time.monotonic() < until:
+        assert newer.poll(0.2, NOTHING).token == token
+
+
+def test_a_worker_that_leaves_gives_its_tasks_up_at_once(on_kafka: OnServers) -> None:
+    leaving = on_kafka._kept(KafkaInputs(on_kafka.settings("leaves", leave_on_stop=True)))
+    join(leaving)
+    began = time.monotonic()
+    leaving.close()
+    join(on_kafka.make_inputs("stays"))
+    assert time.monotonic() - began < 4, "the session is 6 s"
+
+
+@pytest.mark.parametrize("leave_on_stop", [False, True])
+def test_a_client_whose_broker_is_away_is_closed_all_the_same(
+    on_kafka: OnServers, kafka_server: KafkaServer, leave_on_stop: bool
+) -> None:
+    settings = on_kafka.settings(leave_on_stop=leave_on_stop)
+    inputs = on_kafka._kept(KafkaInputs(settings))
+    topic = on_kafka._kept(KafkaTopic(settings, on_kafka.journal, owner="trainer"))
+    join(inputs)
+    until = time.monotonic() + 20
+    while not topic.owned():
+        assert time.monotonic() < until
+    kafka_server.pause()
+    try:
+        began = time.monotonic()
+        inputs.close()
+        topic.close()
+        assert time.monotonic() - began < 10
+    finally:
+        kafka_server.resume()
+
+
+def test_a_member_that_polls_briefly_and_seldom_joins_while_another_does(on_kafka: OnServers) -> None:
+    """A join that ends between two polls is begun anew by kafka-python 3.0.12: see the test of the bare client."""
+    members = [on_kafka.make_inputs(name) for name in ("one", "two")]
+    until = time.monotonic() + 20
+    while True:
+        tokens = [one.poll(0.001, NOTHING).token for one in members]
+        if None not in tokens and sum(len(token.tasks) for token in tokens if token) == PARTITIONS:
+            break
+        assert time.monotonic() < until, tokens
+        time.sleep(0.3)
+    assert [token.generation for token in tokens if token] == [max(token.generation for token in tokens if token)] * 2
+    assert max(token.generation for token in tokens if token) <= 4
 
 
 def test_a_worker_whose_name_another_has_taken_commits_nothing_and_is_told_the_setting(on_kafka: OnServers) -> None:

@@ -98,6 +98,19 @@ def join(consumer: KafkaConsumer, *topics: str) -> ConsumerGroupMetadata:
     return consumer.group_metadata()
 
 
+def test_a_member_polled_briefly_begins_its_join_anew_for_ever_and_joins_in_a_longer_poll(partition, group, a_consumer):
+    consumer = a_consumer(group)
+    consumer.partitions_for_topic(partition.topic)
+    consumer.subscribe([partition.topic])
+    for _ in range(12):
+        consumer.poll(timeout_ms=1)
+        time.sleep(0.3)
+    assert consumer.group_metadata().generation_id > 3
+    assert not consumer.assignment()
+    consumer.poll(timeout_ms=500)
+    assert consumer.assignment() == {partition}
+
+
 def commit(producer: KafkaProducer, partition: TopicPartition, offset: int, membership: ConsumerGroupMetadata) -> None:
     producer.begin_transaction()
     producer.send_offsets_to_transaction({partition: OffsetAndMetadata(offset)}, membership)

@@ -20,6 +20,7 @@ from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import Counts
 from tests.integration.site import PARTITIONS, get, kinds, offsets_set, until
+from tests.servers import KafkaServer
 
 pytestmark = pytest.mark.servers
 
@@ -139,6 +140,24 @@ def test_sigterm_ends_a_worker_with_0_within_seconds_and_a_restart_goes_on_exact
     assert worker.stop() == 0, worker.errors
     assert time.monotonic() - began < 5
     assert site.committed() != site.shop.ends(), "it was to stop in the middle"
+    site.finish(site.worker())
+
+
+@pytest.mark.parametrize("away", [KafkaServer.kill, KafkaServer.pause])
+def test_a_worker_told_to_stop_while_kafka_is_away_ends_with_0_within_seconds(site, kafka_server, away):
+    site.set(KAFKA__LEAVE_ON_STOP="true")
+    site.feed(0.2)
+    worker = site.command("run")
+    site.wait_for_the_end(worker)
+    away(kafka_server)
+    try:
+        time.sleep(2)
+        began = time.monotonic()
+        assert worker.stop(40) == 0, worker.errors
+        assert time.monotonic() - began < 15
+        assert "its tasks wait for the session time-out" in worker.errors
+    finally:
+        kafka_server.start()
     site.finish(site.worker())
 
 

@@ -21,7 +21,7 @@ from stream.diagnosis.facts import (
     TopicFacts,
 )
 from stream.errors import BrokerUnavailable, CannotTell, Misconfigured, StoreUnavailable
-from stream.events import Record
+from stream.events import FORGET_HEADER, Record
 from stream.ports import Committed, Marker
 from stream.processing.customer import SCHEMA
 from stream.processing.journal import TaskState
@@ -240,6 +240,15 @@ def test_events_of_the_future_and_stale_ones_are_warnings():
         return finding.level
 
     assert [age(60), age(-60), age(7_200)] == [OK, WARNING, WARNING]
+
+
+def test_an_order_to_forget_is_usable_and_lies_where_its_customer_belongs_or_not():
+    order = Record(CLICKS, 0, 0, builders.NOW, b"c-1", None, ((FORGET_HEADER, b""),))
+    assert [*records.inputs(SETTINGS, {CLICKS: [order]}, 1, builders.NOW)] == []
+    (finding,) = records.inputs(SETTINGS, {CLICKS: [order._replace(partition=9_999)]}, 10_000, builders.NOW)
+    assert (finding.level, "1 of its newest 1 usable records" in finding.found) == (WRONG, True)
+    (finding,) = records.inputs(SETTINGS, {CLICKS: [order._replace(key=None)]}, 1, builders.NOW)
+    assert (finding.level, "(1 no_customer)" in finding.found) == (WRONG, True)
 
 
 def test_clocks_that_differ_are_warnings():

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 
 from stream import cli, worker
 from stream.backends.http import HttpServer
-from stream.cli.run import STALLED_AFTER_S
+from stream.cli.run import stalled_after_s
 from stream.processing.customer import ROW
-from stream.settings import Http, Settings, load
+from stream.settings import Http, Settings, load, parse
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -213,19 +213,23 @@ def test_probes_ask_for_paths_that_are_answered() -> None:
 # Numbers
 
 
-def longest_turn_s() -> float:
+def longest_turn_s(ours: Settings) -> float:
     """A tick's commit, its abort and a version's commit without an answer; a step of recovery, a call to Redis."""
-    ours = settings()
     return 3 * ours.kafka.commit_timeout_s + worker.RECOVERY_TURN_S + ours.redis.timeout_s
 
 
 def test_a_pod_is_given_the_time_of_the_longest_turn_to_end() -> None:
-    assert PODS["workers"]["spec"]["terminationGracePeriodSeconds"] >= longest_turn_s()
+    assert PODS["workers"]["spec"]["terminationGracePeriodSeconds"] >= longest_turn_s(settings())
 
 
-def test_the_longest_turn_does_not_look_dead() -> None:
-    probe = WORKER["livenessProbe"]
-    assert STALLED_AFTER_S + (probe["failureThreshold"] - 1) * probe["periodSeconds"] >= longest_turn_s()
+@pytest.mark.parametrize(("commit_s", "redis_s"), [(2, 0.1), (20, 5), (40, 60)])
+def test_the_longest_turn_does_not_look_dead_whatever_the_time_outs(commit_s: float, redis_s: float) -> None:
+    ours = parse({"kafka": {"commit_timeout_s": commit_s}, "redis": {"timeout_s": redis_s}})
+    assert stalled_after_s(ours) > longest_turn_s(ours)
+
+
+def test_one_lost_answer_of_the_probe_kills_no_worker() -> None:
+    assert WORKER["livenessProbe"]["failureThreshold"] > 1
 
 
 def test_a_rollout_waits_until_the_group_has_noticed() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
-from stream.metrics import PHASES, Metrics
+from stream.metrics import HELD, PHASES, Metrics
 
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "metrics.md"
 
 
 def registered() -> dict[str, str]:
@@ -51,6 +52,14 @@ def test_every_attribute_is_registered() -> None:
     metrics = Metrics()
     owned = [one for one in vars(metrics).values() if isinstance(one, Counter | Gauge | Histogram)]
     assert len(owned) == len(list(metrics.registry.collect()))
+
+
+def test_every_reason_to_hold_an_alert_back_is_begun_at_zero_and_on_the_page() -> None:
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "stream" / "processing").glob("*.py"))
+    said = PAGE.read_text("utf-8").partition("`driftline_alerts_held_total` reasons:")[2]
+    begun = {sample.labels["reason"] for one in Metrics().held.collect() for sample in one.samples}
+    assert set(re.findall(r"\b(?:hold|held)\([\w.]+, \"(\w+)\"\)", code)) == set(HELD)
+    assert set(re.findall(r"`(\w+)`", said)) == set(HELD) == begun
 
 
 def test_every_phase_of_the_loop_can_be_counted() -> None:

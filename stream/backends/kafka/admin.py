@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kafka import KafkaAdminClient
+from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, connection, mapping
-from stream.errors import BrokerUnavailable, Misconfigured
+from stream.errors import DriftlineError, Misconfigured
 from stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
+LEAVE_MS = 3_000
+"""A process that ends asks a broker that does not answer no longer than this."""
 
 
 class TopicCheck(NamedTuple):
@@ -91,13 +94,22 @@ def require_topics(settings: Settings, names: Sequence[str]) -> None:
         )
 
 
-def leave(settings: Settings, group: str, member: str) -> None:
-    """Take a static member out of its group for good; one that only closes keeps its place until its session ends."""
+def leave(settings: Settings, group: str, instance: str, member: str | None = None) -> None:
+    """Take a static member out of its group for good; one that only closes keeps its place until its session ends.
+
+    `instance` alone is whoever has that name now; with the id that the group gave this `member` the broker refuses
+    once another has taken its place.
+    """
+    patience = {"bootstrap_timeout_ms": LEAVE_MS, "request_timeout_ms": LEAVE_MS}
     try:
-        with mapping(f"leaving the consumer group {group}"), _admin(settings) as admin:
-            admin.remove_group_members(group, [MemberToRemove(group_instance_id=member)])
-    except BrokerUnavailable as error:
+        with mapping(f"leaving the consumer group {group}"), _admin(settings, **patience) as admin:
+            answers = admin.remove_group_members(group, [MemberToRemove(member, instance)])
+    except DriftlineError as error:
         log.warning("its tasks wait for the session time-out: %s", error)
+        return
+    for error_type in answers.values():
+        if error_type is not kafka_errors.NoError:
+            log.warning("%s did not leave the group %s: %s", instance, group, error_type.__name__)
 
 
 def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[str, str]]]:
@@ -112,8 +124,8 @@ def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[s
     }
 
 
-def _admin(settings: Settings) -> KafkaAdminClient:
-    return KafkaAdminClient(**connection(settings.kafka, f"driftline-{settings.application.instance}-admin"))
+def _admin(settings: Settings, **more: Any) -> KafkaAdminClient:
+    return KafkaAdminClient(**connection(settings.kafka, f"driftline-{settings.application.instance}-admin") | more)
 
 
 def _partitions(admin: KafkaAdminClient, name: str) -> int:

@@ -13,7 +13,7 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
-from stream.backends.kafka.admin import leave
+from stream.backends.kafka import consuming
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
 from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
 from stream.events import Record
@@ -87,12 +87,11 @@ class KafkaInputs:
         self._unanswered = False
         self._open = _OpenTransactions()
         logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
-        self._member = f"{self._group}-{settings.application.instance}"
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
                 group_id=self._group,
-                group_instance_id=self._member,
+                group_instance_id=f"{self._group}-{settings.application.instance}",
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -116,7 +115,7 @@ class KafkaInputs:
         epoch = self._epoch
         self._apply_pauses(full)
         with mapping("polling the input topics"):
-            batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+            batches = consuming.poll(self._consumer, round(timeout_s * 1000))
         token = self._token()
         # A rebalance stops heartbeats too, but only after it has revoked the assignment, which ends the token.
         if token is not None and is_fenced(self._consumer) and self.holds(token):
@@ -195,10 +194,7 @@ class KafkaInputs:
 
     def close(self) -> None:
         logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
-        with mapping("leaving the consumer group"):
-            self._consumer.close(autocommit=False)
-        if self._settings.kafka.leave_on_stop:
-            leave(self._settings, self._group, self._member)
+        consuming.close_member(self._consumer, self._settings)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:
         """A new assignment: nothing of it is fetched before each task has been recovered and sought.
@@ -285,7 +281,7 @@ class KafkaInputs:
         return self._settings.kafka.start_at == "earliest"
 
     def _count_partitions(self) -> int:
-        counts = {topic: len(self._consumer.partitions_for_topic(topic) or ()) for topic in self.topics}
+        counts = consuming.partition_counts(self._consumer, self.topics)
         missing = [topic for topic, count in counts.items() if count == 0]
         if missing:
             raise Misconfigured(

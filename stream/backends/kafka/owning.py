@@ -6,12 +6,10 @@ from typing import Any
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from stream.backends.kafka.admin import leave
+from stream.backends.kafka import consuming
 from stream.backends.kafka.client import connection, fenced, is_fenced
 from stream.settings import Settings
 
-JOIN_MS = 500
-STABLE = "<stable>"
 POLL_EVERY_S = 0.2
 
 
@@ -23,19 +21,17 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
         self._held = False
         self._polled_at = 0.0
         self._settings = settings
-        self._group = f"{application.name}.{name}"
-        self._member = f"{application.name}-{application.instance}"
         self._consumer = KafkaConsumer(
             **connection(kafka, f"driftline-{application.instance}-{name}"),
-            group_id=self._group,
-            group_instance_id=self._member,
+            group_id=f"{application.name}.{name}",
+            group_instance_id=f"{application.name}-{application.instance}",
             enable_auto_commit=False,
             auto_offset_reset="none",
             partition_assignment_strategy=[RangePartitionAssignor],
             session_timeout_ms=round(kafka.session_timeout_s * 1000),
             heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
         )
-        self._consumer.partitions_for_topic(topic)
+        consuming.partition_counts(self._consumer, [topic])  # or the first assignment may be empty and stay so
         self._consumer.subscribe([topic], listener=self)
 
     def poll(self) -> bool:
@@ -43,17 +39,13 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
         now = time.monotonic()
         if now - self._polled_at >= POLL_EVERY_S:
             self._polled_at = now
-            # Too short a poll gives up joining half-way and begins anew the next time, for ever.
-            joined = self._consumer.group_metadata().state == STABLE
-            self._consumer.poll(timeout_ms=0 if joined else JOIN_MS)
+            consuming.poll(self._consumer, 0)
         if self._held and is_fenced(self._consumer) and self._held:  # a rebalance lets go before it stops heartbeats
             raise fenced()
         return self._held and self._consumer.group_metadata().generation_id >= 0
 
     def close(self) -> None:
-        self._consumer.close(autocommit=False)
-        if self._settings.kafka.leave_on_stop:
-            leave(self._settings, self._group, self._member)
+        consuming.close_member(self._consumer, self._settings)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         for partition in assigned:

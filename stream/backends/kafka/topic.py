@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
+from stream.backends.kafka import consuming
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, headers_of, mapping, unpark
 from stream.backends.kafka.owning import Owning
 from stream.errors import BrokerUnavailable, Misconfigured
@@ -44,7 +45,7 @@ class KafkaTopic:
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
             )
             try:
-                self._partitions = len(self._consumer.partitions_for_topic(name) or ())
+                self._partitions = consuming.partition_counts(self._consumer, [name])[name]
                 if not self._partitions:
                     raise Misconfigured(f"the topic {name} does not exist; run `driftline topics create`")
                 places = [TopicPartition(name, partition) for partition in range(self._partitions)]
@@ -105,10 +106,10 @@ class KafkaTopic:
             return self._owning.poll()
 
     def close(self) -> None:
-        with mapping(f"closing {self._name}"):
+        with consuming.closing(self._name):
             self._consumer.close(autocommit=False)
-            if self._owning is not None:
-                self._owning.close()
+        if self._owning is not None:
+            self._owning.close()
 
     def _seek(self, partition: int, start: int) -> None:
         place = TopicPartition(self._name, partition)
