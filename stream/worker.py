@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from stream.chunks import chunked
 from stream.errors import BrokerUnavailable, OutcomeUnknown, Retriable, RowsLost, TaskLost, TransactionOpen
-from stream.events import EventRules, Record
+from stream.events import Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Inputs, Marker, Offset, Outgoing, Outputs, Store, Token, Topic
 from stream.processing import journal, tick
@@ -101,9 +101,7 @@ class Worker:
         self._clock = clock
         self._on_tick = on_tick
         self._rules = tick.rules(settings)
-        self._event_rules = EventRules(
-            settings.application.currency, settings.application.rates, round(settings.tick.max_ahead_s * 1000)
-        )
+        self._event_rules = settings.event_rules
         self._versions = Versions(ports.models)
         self.version: Version = warming(settings.models)
         self._token: Token | None = None

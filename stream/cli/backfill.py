@@ -67,7 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write what is not in yet."""
     digest, files, count = _read_through(arguments.files)
-    rules = _rules(settings)
+    rules = settings.event_rules
     _check_sample(list(islice(_lines(files, rules), SAMPLE)))
     places = spans(settings, settings.inputs)
     partitions = _partitions(settings, places)
@@ -163,11 +163,6 @@ def _line(record: Record, rules: EventRules) -> Line:
         at = datetime.fromtimestamp(event.time_ms / 1000, UTC).isoformat(timespec="milliseconds")
         value = orjson.dumps(orjson.loads(value) | {"timestamp": at, "originalTimestamp": at})
     return Line(purchase, event.customer, value, "", redated)
-
-
-def _rules(settings: Settings) -> EventRules:
-    application = settings.application
-    return EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
 
 
 def _check_sample(sample: Sequence[Line]) -> None:

@@ -31,7 +31,7 @@ from stream.cli.batches import batches, commit
 from stream.cli.progress import progress
 from stream.diagnosis.facts import Place
 from stream.errors import InvalidEvent, Misconfigured, SettingsError
-from stream.events import HISTORY_HEADER, EventRules, Forget, Record
+from stream.events import HISTORY_HEADER, Forget, Record
 from stream.ports import Offset, Outgoing
 from stream.processing import clock
 from stream.processing.clock import Decoded
@@ -96,8 +96,7 @@ class Copy:
         self._source, self._target = source, target
         self._width, self._partitions = width, partitions
         self._group = f"{settings.application.name}.repartition.{target}"
-        application = settings.application
-        self._rules = EventRules(application.currency, application.rates, round(settings.tick.max_ahead_s * 1000))
+        self._rules = settings.event_rules
 
     def fits(self, topic: KafkaTopic) -> bool:
         """Whether the first customers lie where they belong."""

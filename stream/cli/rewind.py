@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic
 from stream.backends.kafka.admin import leave
-from stream.backends.kafka.offsets import Place, Span, members, spans
+from stream.backends.kafka.offsets import Span, members, spans
 from stream.backends.redis import RedisStore
 from stream.cli.progress import progress
+from stream.diagnosis.facts import Place
 from stream.errors import Misconfigured, OutcomeUnknown, Refused, SettingsError, TaskLost
 from stream.ports import Token
 from stream.rewind import Found, Rewind, To
