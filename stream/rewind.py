@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from stream.chunks import Chunks, chunked
-from stream.errors import JournalGap
+from stream.errors import JournalGap, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Offset, Outputs, Store, Token, Topic
 from stream.processing.customer import ROW, Rows, blank
 from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
@@ -28,6 +28,8 @@ from stream.recovery import Recovery
 from stream.settings import Settings
 
 PART_CUSTOMERS = 2_000
+PART_DROPPED = 20_000
+"""Ids of a part: about 1 MB, so that it is committed and applied within the time-outs whatever a task has."""
 TAIL_RECORDS = 200
 STEP_RECORDS = 50
 
@@ -74,12 +76,23 @@ class Found(NamedTuple):
 
     @property
     def part(self) -> tuple[int, int] | None:
-        """How far a whole copy of the rows has come that is the journal's last."""
+        """How far a rewind in parts has come that is the journal's last."""
         return part_of(self.last.code) if self.last else None
 
     @property
     def broken_off(self) -> bool:
         return self.part is not None and self.part[0] < self.part[1]
+
+    @property
+    def copying(self) -> bool:
+        """Whether it is a copy of all rows that was broken off: a drop leaves no customers."""
+        return self.broken_off and self.last is not None and self.last.state.customers > 0
+
+    @property
+    def newest(self) -> TaskState:
+        """The state after the highest tick that store or journal hold."""
+        states = [one.state for one in (self.last, self.marker) if one is not None]
+        return max(states, key=lambda state: state.seq, default=TaskState())
 
     @property
     def lost(self) -> dict[str, int]:
@@ -147,20 +160,38 @@ class Rewind:
     store: Store
     token: Token
 
-    def look(self, task: int, begins: Mapping[str, int], ends: Mapping[str, int]) -> Found:
-        """Bring the task's store level with its journal, and see how everything stands."""
+    def look(self, task: int, begins: Mapping[str, int], ends: Mapping[str, int], to: To) -> Found:
+        """Bring the task's store level with its journal, and see how everything stands.
+
+        An empty store is not rebuilt where all it would hold is to be dropped.
+
+        Raises:
+            TransactionOpen: what a worker left open is not decided yet; look again.
+            Misconfigured: the offsets or the journal's ticks are not this application's.
+            NewerSchema: a newer release has written rows or ticks.
+            BrokerUnavailable, StoreUnavailable: no answer.
+        """
         self.inputs.poll(0, self._all())  # a member that does not poll is thrown out
         committed = self.inputs.committed(task)  # first: it waits for what another may have left open
         last = self._last(task)
         marker, _ = self.store.load(task, ())
         gap = ""
         part, count = (part_of(last.code) if last else None) or (0, 0)
-        # A copy that was broken off stays beyond the store, so that no worker goes on from half of it.
-        if last is not None and last.seq > _seq(marker) and part == count:
+        fits = marker is not None and marker.partitions == self.inputs.partitions
+        wanted = fits if marker is not None else to is not To.EARLIEST or (last is not None and _drops(last))
+        # What was broken off stays beyond the store, so that no worker goes on from half of it.
+        if last is not None and last.seq > _seq(marker) and part == count and wanted:
             try:
                 self._level(task, last, marker.generation if marker else 0)
             except JournalGap as error:
                 gap = str(error)
+            except StoreAhead:
+                assert marker is not None
+                gap = (
+                    f"task {task}: the store is at tick {_seq(marker)} of incarnation {marker.state.incarnation}, the "
+                    f"journal ends at tick {last.seq} of incarnation {last.state.incarnation}: they are not of one "
+                    "history. Restore the one that belongs to the other"
+                )
             marker, _ = self.store.load(task, ())
         return Found(task, committed, marker, last, gap, begins, ends)
 
@@ -178,7 +209,7 @@ class Rewind:
         if found.last is None or found.last.seq != found.seq or dict(state.offsets) != dict(found.begins):
             return False
         if to is To.EARLIEST:
-            return found.last.code == REWIND and state.customers == 0
+            return _drops(found.last)
         return found.part is not None and found.part[0] == found.part[1]
 
     def refusal(self, found: Found, to: To) -> str:
@@ -197,6 +228,8 @@ class Rewind:
                     "journal.schema_version = 2 once every worker runs this release"
                 )
             return ""
+        if found.broken_off and not found.copying:  # a worker that tried to start may have dropped the first parts
+            return f"{where}: a rewind to the earliest was broken off; finish it: `driftline rewind --to earliest`"
         if found.gap:
             return f"{found.gap}; or run `driftline rewind --to earliest`"
         if marker is None:
@@ -213,7 +246,7 @@ class Rewind:
                     f"{found.beyond}: they are not the ones it has read, or Kafka lost their last records. {remedy}"
                 )
             return ""
-        if not found.broken_off and found.read_twice:
+        if not found.copying and found.read_twice:
             return (
                 f"{where}: this group has processed {' and '.join(found.read_twice)} up to tick {found.seq}; to read "
                 "it again with the customers kept would count everything twice. Run `driftline rewind --to store` to "
@@ -245,18 +278,29 @@ class Rewind:
                 # Alerts of events came with their own time, which runs ahead of the clock that waits for both topics.
                 told_ms = max(told_ms, state.stream_time_ms, state.history_until_ms, *state.highs.values())
         dropped = {customer: None for customer, _ in self.store.scan(found.task)}
-        if found.gap:  # whoever rebuilds Redis from what is left of the journal must forget these too
+        if found.gap or marker is None:  # a snapshot of Redis that is restored later must forget these too
             for entry in self._entries(found.task, 0):
                 dropped.update(dict.fromkeys(entry.customers))
+        names, size = list(dropped), PART_DROPPED
+        count = max(-(-len(names) // size), 1)
+        before = found.newest
         state = TaskState(
-            seq=found.seq + 1,
+            seq=found.seq,
             incarnation=found.incarnation + 1,
             offsets=dict(found.begins),
             schema=self._schema(found),
             history_until_ms=told_ms,
         )
-        before = marker.state if marker else TaskState()
-        self._apply(marker, *self._write(found.task, before, state, REWIND, forgotten=tuple(dropped)))
+        written = []
+        for place in range(count):
+            state = replace(state, seq=state.seq + 1)
+            code = REWIND if count == 1 else f"{REWIND} {place + 1}/{count}"
+            forgotten = names[place * size : (place + 1) * size]
+            written.append(self._write(found.task, before, state, code, forgotten=forgotten))
+            before = state
+            self.inputs.poll(0, self._all())  # a member that does not poll is thrown out
+        for entry, offset in written:  # once all is committed: no worker goes on from a store that is half dropped
+            marker = self._apply(marker, entry, offset)
 
     def _to_store(self, found: Found, marker: Marker) -> None:
         offsets = _reached(found, marker)
@@ -268,9 +312,9 @@ class Rewind:
         task, size = found.task, PART_CUSTOMERS
         customers = dict.fromkeys(sorted(customer for customer, _ in self.store.scan(task)))
         done, count = 0, max(-(-len(customers) // size), 1)
-        before = marker.state
-        after = replace(before, seq=found.seq, incarnation=found.incarnation + 1, offsets=dict(offsets))
-        if found.broken_off and found.part and found.last:
+        before = found.newest
+        after = replace(marker.state, seq=found.seq, incarnation=found.incarnation + 1, offsets=dict(offsets))
+        if found.copying and found.part and found.last:
             (done, count), before, after = found.part, found.last.state, found.last.state
             for entry in self._entries(task, 0):
                 if part_of(entry.code) and entry.state.incarnation == after.incarnation:
@@ -333,9 +377,10 @@ class Rewind:
         written = self.outputs.commit(records, offsets, self.token)
         return entry, written[-1]
 
-    def _apply(self, before: Marker | None, entry: Entry, offset: int) -> None:
+    def _apply(self, before: Marker | None, entry: Entry, offset: int) -> Marker:
         marker = Marker(entry.state, self.token.generation, offset, entry.partitions)
         self.store.apply(entry.task, _seq(before), marker, entry.customers, entry.rows, entry.forgotten)
+        return marker
 
     def _level(self, task: int, last: Entry, generation: int) -> None:
         settings = self.settings
@@ -370,6 +415,7 @@ class Rewind:
         chunks = Chunks()
         self.journal.catch_up(task)
         while records := self.journal.read(task, position, STEP_RECORDS):
+            self.inputs.poll(0, self._all())
             for record in records:
                 position = record.offset + 1
                 data = chunks.add(record.value or b"", record.headers)
@@ -383,6 +429,12 @@ class Rewind:
         states = [one.state for one in (found.marker, found.last) if one is not None]
         written = max((state.schema for state in states), default=TaskState().schema)
         return max(written, self.settings.journal.schema_version or written)
+
+
+def _drops(entry: Entry) -> bool:
+    """Whether an entry is a rewind, or the last part of one, after which no customer is left."""
+    part, count = part_of(entry.code) or (0, 0)
+    return (entry.code == REWIND or 0 < part == count) and entry.state.customers == 0
 
 
 def _reached(found: Found, marker: Marker) -> dict[str, int]:

@@ -90,7 +90,7 @@ def _todo(rewind: Rewind, settings: Settings, to: To) -> list[Found]:
         Misconfigured: to rewind one of them would do harm.
     """
     places = spans(settings, settings.inputs)
-    found = [rewind.look(task, *_bounds(settings, places, task)) for task in range(rewind.inputs.partitions)]
+    found = [rewind.look(task, *_bounds(settings, places, task), to) for task in range(rewind.inputs.partitions)]
     todo = [one for one in found if not rewind.is_done(one, to)]
     refused = [said for one in todo if (said := rewind.refusal(one, to))]
     if refused:
@@ -140,11 +140,11 @@ def _plan(to: To, todo: list[Found]) -> str:
             "are lost. The customers are kept, and what the topics still hold is processed"
         )
     records = sum(sum(one.ends.values()) - sum(one.begins.values()) for one in todo)
-    customers = sum(one.marker.state.customers for one in todo if one.marker)
+    customers = sum(one.newest.customers for one in todo)
     if to is To.KEPT:
         plan = f"{customers:,} customers are kept and written into the new journal, and up to {records:,} records read"
     else:
-        told = max((one.marker.state.stream_time_ms for one in todo if one.marker), default=0)
+        told = max(one.newest.stream_time_ms for one in todo)
         shown = f"{datetime.fromtimestamp(told / 1000, UTC):%Y-%m-%d %H:%M} UTC"
         plan = (
             f"{customers:,} customers are dropped and up to {records:,} records counted anew; alerts up to {shown} are "

@@ -80,7 +80,7 @@ class Site:
             rewind = Rewind(self.settings, inputs, outputs, self.journal, self.store, token)
             logs = {topic: self.cluster.topic(topic)[0] for topic in self.settings.inputs}
             begins, ends = ({topic: getattr(log, name) for topic, log in logs.items()} for name in ("first", "end"))
-            found = rewind.look(0, begins, ends)
+            found = rewind.look(0, begins, ends, to)
             if not rewind.is_done(found, to):
                 said = rewind.refusal(found, to)
                 if said:
@@ -153,6 +153,92 @@ def test_an_emptied_store_is_rebuilt_from_the_rewind_on_whatever_the_journal_has
     assert site.counted() == site.sent
     site.send(5)
     site.empty_the_store()
+    site.work()
+    assert site.counted() == site.sent
+
+
+@pytest.fixture
+def in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(stream.rewind, "PART_DROPPED", 2)
+    return site
+
+
+def broken_off(site: Site) -> None:
+    """A rewind to the earliest that died before its last part."""
+    site.store.deaf = True
+    with pytest.raises(StoreUnavailable):
+        site.rewind(To.EARLIEST)
+    site.store.deaf = False
+    last = decode(site.log.records.pop().value or b"")
+    assert last.code == "rewind 3/3", "five customers, two a part"
+    site.cluster.committed = {(topic, 0): (0, last.seq - 1, last.state.incarnation) for topic in site.settings.inputs}
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_many_customers_are_dropped_in_parts_and_counted_anew_also_after_the_store_was_emptied(
+    in_parts: Site, applied: bool
+) -> None:
+    site = in_parts
+    if applied:
+        site.rewind(To.EARLIEST)
+        assert site.counted() == {}
+    else:
+        site.store.deaf = True
+        with pytest.raises(StoreUnavailable):
+            site.rewind(To.EARLIEST)
+        site.store.deaf = False
+    end = site.log.end
+    site.rewind(To.EARLIEST)
+    assert (site.counted(), site.log.end) == ({}, end), "it is there already"
+    site.work()
+    assert site.counted() == site.sent
+    site.empty_the_store()
+    site.work()
+    assert site.counted() == site.sent
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_no_worker_goes_on_from_a_drop_that_was_broken_off_and_only_its_end_is_possible(
+    in_parts: Site, started: bool
+) -> None:
+    site = in_parts
+    broken_off(site)
+    if started:
+        with pytest.raises(JournalGap, match="part 2 of 3"):
+            site.work()
+    for to in (To.STORE, To.KEPT):
+        with pytest.raises(AssertionError, match="was broken off; finish it: `driftline rewind --to earliest`"):
+            site.rewind(to)
+    site.store.deaf = True
+    with pytest.raises(StoreUnavailable):
+        site.rewind(To.EARLIEST)
+    site.store.deaf = False
+    site.rewind(To.EARLIEST)
+    assert site.counted() == {}
+    for _ in range(2):
+        site.work()
+        assert site.counted() == site.sent
+        site.empty_the_store()
+
+
+def test_an_empty_store_is_not_rebuilt_to_be_dropped_and_an_older_snapshot_forgets_too(in_parts: Site) -> None:
+    site = in_parts
+    snapshot = site.store
+    site.empty_the_store()
+    found = site.rewind(To.EARLIEST)
+    assert found.marker is None
+    site.store = snapshot
+    site.work()
+    assert site.counted() == site.sent
+
+
+def test_a_store_and_a_journal_of_two_histories_are_told_as_such(site: Site) -> None:
+    marker, _ = site.store.load(0, ())
+    assert marker is not None
+    site.store._markers[0] = marker._replace(state=replace(marker.state, seq=1, incarnation=4))
+    with pytest.raises(AssertionError, match=r"not of one history.*rewind --to earliest"):
+        site.rewind(To.STORE)
+    site.rewind(To.EARLIEST)
     site.work()
     assert site.counted() == site.sent
 
