@@ -17,21 +17,19 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from stream.chunks import Chunks, chunked
+from stream.chunks import chunked
 from stream.errors import JournalGap, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Offset, Outputs, Store, Token, Topic
 from stream.processing.customer import ROW, Rows, blank
-from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
+from stream.processing.journal import REWIND, Entry, TaskState, encode, part_of
 from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES
 from stream.processing.version import WARMING
-from stream.recovery import Recovery
+from stream.recovery import Recovery, entries, last_entry
 from stream.settings import Settings
 
 PART_CUSTOMERS = 2_000
 PART_DROPPED = 20_000
 """Ids of a part: about 1 MB, so that it is committed and applied within the time-outs whatever a task has."""
-TAIL_RECORDS = 200
-STEP_RECORDS = 50
 
 
 class To(Enum):
@@ -173,7 +171,7 @@ class Rewind:
         """
         self.inputs.poll(0, self._all())  # a member that does not poll is thrown out
         committed = self.inputs.committed(task)  # first: it waits for what another may have left open
-        last = self._last(task)
+        last = last_entry(self.journal, task)
         marker, _ = self.store.load(task, ())
         gap = ""
         part, count = (part_of(last.code) if last else None) or (0, 0)
@@ -399,28 +397,11 @@ class Rewind:
         while recovery.step() is None:
             self.inputs.poll(0, self._all())
 
-    def _last(self, task: int) -> Entry | None:
-        """The journal's last entry."""
-        end, width = self.journal.end(task), TAIL_RECORDS
-        while True:
-            last = None
-            for entry in self._entries(task, max(end - width, 0)):
-                last = entry
-            if last is not None or width >= end:
-                return last
-            width *= 4
-
     def _entries(self, task: int, position: int) -> Iterator[Entry]:
         """The journal from an offset on."""
-        chunks = Chunks()
-        self.journal.catch_up(task)
-        while records := self.journal.read(task, position, STEP_RECORDS):
-            self.inputs.poll(0, self._all())
-            for record in records:
-                position = record.offset + 1
-                data = chunks.add(record.value or b"", record.headers)
-                if data is not None:
-                    yield decode(data)
+        for entry in entries(self.journal, task, position):
+            self.inputs.poll(0, self._all())  # a member that does not poll is thrown out
+            yield entry
 
     def _all(self) -> frozenset[tuple[str, int]]:
         return frozenset((topic, task) for topic in self.inputs.topics for task in range(self.inputs.partitions))

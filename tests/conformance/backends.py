@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import pytest
 
 from stream.chunks import Chunks, chunked
-from stream.errors import OutcomeUnknown, TaskLost
+from stream.errors import OutcomeUnknown, RowsLost, TaskLost
 from stream.events import Record
 from stream.ports import Committed, Inputs, Marker, Offset, Outgoing, Outputs, Polled, Store, Token, Topic
 from stream.processing.customer import ROW, Rows, blank
@@ -56,6 +56,9 @@ class Cluster(Protocol):
 
     def remove_before(self, topic: str, partition: int, offset: int) -> None:
         """What retention does."""
+
+    def take_out(self, customer: str) -> None:
+        """Delete a customer's row of task 0 from the store, behind its back."""
 
 
 def many(cluster: Cluster, topic: str, partition: int, count: int, first: int = 0) -> None:
@@ -655,6 +658,21 @@ class StoreContract:
         assert store.due(0, 100, 10) == ["b"]
         apply(store, marker(3), {"a": 7})
         assert store.due(0, 100, 10) == ["b", "a"]
+
+    def test_a_row_that_somebody_took_out_is_missed_and_a_discarded_task_is_applied_anew(
+        self, cluster: Cluster
+    ) -> None:
+        store = cluster.make_store()
+        rows = apply(store, marker(1), {"a": 1, "b": 2})
+        cluster.take_out("b")
+        assert list(store.load(0, ["a", "nobody"])[1]) == ["a"]
+        with pytest.raises(RowsLost):
+            store.load(0, ["a", "b", "nobody"])
+        store.discard(0)
+        assert store.load(0, ())[0] is None
+        apply(store, marker(1), {"a": 1, "b": 2})
+        found, back = store.load(0, ["a", "b"])
+        assert (found, back["b"]) == (marker(1), rows[1].tobytes())
 
     def test_due_customers_come_earliest_first_up_to_the_time_and_the_limit(self, cluster: Cluster) -> None:
         store = cluster.make_store()

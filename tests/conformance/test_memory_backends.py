@@ -59,6 +59,9 @@ class InMemory:
             log.records.popleft()
             log.first += 1
 
+    def take_out(self, customer: str) -> None:
+        del self._store._rows[0][customer]
+
 
 @pytest.fixture
 def cluster() -> InMemory:

@@ -115,6 +115,10 @@ class OnServers:
     def make_store(self) -> Store:
         return self._kept(RedisStore(self.settings()))
 
+    def take_out(self, customer: str) -> None:
+        with redis.Redis.from_url(self._url) as client:
+            assert client.delete(f"{{{self.name}:p0}}:c:{customer}") == 1
+
     def a_producer(self, transactional_id: str | None = None) -> KafkaProducer:
         """A producer outside of our backends, ready to begin where it is transactional."""
         producer = KafkaProducer(bootstrap_servers=self._bootstrap, transactional_id=transactional_id, linger_ms=5)

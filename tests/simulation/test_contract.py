@@ -82,6 +82,11 @@ class Simulated:
     def remove_before(self, topic: str, partition: int, offset: int) -> None:
         self._broker.topic(topic)[partition].first = offset
 
+    def take_out(self, customer: str) -> None:
+        contents = self._server.tasks[0]
+        rows = {name: row for name, row in contents.rows.items() if name != customer}
+        self._server.tasks[0] = contents._replace(rows=rows)
+
 
 @pytest.fixture
 def cluster() -> Simulated:
