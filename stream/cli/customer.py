@@ -3,6 +3,7 @@
 import argparse
 import sys
 from contextlib import closing
+from typing import Any
 
 import orjson
 
@@ -43,14 +44,19 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         print(f"driftline: without the segment's name: {error}", file=sys.stderr)
         version = None
     row, task = found[0]
-    known = profile(arguments.id, row, version, settings) | {"task": task, "log_alias": logged}
+    known = shown(arguments.id, row, task, version, settings)
     if arguments.json:
         print(orjson.dumps(known).decode())
     else:
         for name, value in known.items():
-            shown = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
-            print(f"{name:14} {shown}")
+            text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+            print(f"{name:14} {text}")
     return 0
+
+
+def shown(customer: str, row: bytes, task: int, version: Version | None, settings: Settings) -> dict[str, Any]:
+    """What is printed of a customer: the profile, where it lies, and what logs call it."""
+    return profile(customer, row, version, settings) | {"task": task, "log_alias": alias(customer)}
 
 
 def newest_version(settings: Settings) -> Version | None:

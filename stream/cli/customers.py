@@ -10,15 +10,13 @@ from contextlib import closing
 
 import numpy as np
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from stream.backends.redis import RedisStore
-from stream.cli.customer import newest_version
+from stream.cli.customer import newest_version, shown
+from stream.cli.progress import progress
 from stream.errors import DriftlineError, SettingsError
 from stream.processing.customer import ROW
 from stream.processing.version import Version
-from stream.profile import profile
 from stream.settings import Settings
 
 SHOWN_EVERY = 500
@@ -36,23 +34,20 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write the customers; how many is told on standard error."""
     version = _version(settings, needed=arguments.segment is not None)
     segment = None if arguments.segment is None else segment_id(arguments.segment, version)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     written = 0
     with closing(RedisStore(settings)) as store:
         markers = {task: store.load(task, ())[0] for task in store.tasks()}
         total = sum(marker.state.customers for marker in markers.values() if marker is not None)
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            bar = progress.add_task(f"{total:,} customers", total=total)
-            for seen, (customer, row) in enumerate(_rows(store, list(markers)), start=1):
+        with progress("writing customers", total) as advance:
+            for seen, (task, customer, row) in enumerate(_rows(store, list(markers)), start=1):
                 if segment is None or int(np.frombuffer(row, ROW)["segment"][0]) == segment:
-                    sys.stdout.buffer.write(orjson.dumps(profile(customer, row, version, settings)) + b"\n")
+                    sys.stdout.buffer.write(orjson.dumps(shown(customer, row, task, version, settings)) + b"\n")
                     written += 1
                 if seen % SHOWN_EVERY == 0:
-                    progress.update(bar, completed=seen)
+                    advance(SHOWN_EVERY)
         sys.stdout.flush()
     where = "" if segment is None or version is None else f" of segment {segment}, {version.segment_names[segment]!r}"
-    errors.print(f"{written:,} customers{where} of application {settings.application.name}", markup=False)
+    print(f"{written:,} customers{where} of application {settings.application.name}", file=sys.stderr)
     return 0
 
 
@@ -81,7 +76,7 @@ def _version(settings: Settings, needed: bool) -> Version | None:
         return None
 
 
-def _rows(store: RedisStore, tasks: list[int]) -> Iterator[tuple[str, bytes]]:
-    """Every customer once. Of one task at a time the ids are held, rows only a few hundred."""
+def _rows(store: RedisStore, tasks: list[int]) -> Iterator[tuple[int, str, bytes]]:
+    """Every customer once, with their task. Of one task at a time the ids are held, rows only a few hundred."""
     for task in tasks:
-        yield from store.scan(task)
+        yield from ((task, customer, row) for customer, row in store.scan(task))
