@@ -109,6 +109,7 @@ class Worker:
         self._retry_at = self._train_at = 0.0
         self._unfenced = False
         self._config_kept = False
+        self._silent: Retriable | None = None
         self._busy = False
         self._fault = ""
         self._quality = Quality(settings)
@@ -385,6 +386,7 @@ class Worker:
         if written is None:
             return False
         self._report.spent("commit")
+        self._silent = None
         for one, place in zip(prepared, last_chunk, strict=True):
             self._apply(one, written[place])
         return True
@@ -432,8 +434,11 @@ class Worker:
         entry = result.entry
         marker = Marker(entry.state, self._token.generation, journal_offset, entry.partitions)
         try:
+            if self._silent is not None:
+                raise self._silent  # each task would wait for another time-out
             self._ports.store.apply(task.number, entry.prev_seq, marker, entry.customers, entry.rows, entry.forgotten)
         except (TaskLost, Retriable) as error:
+            self._silent = error if isinstance(error, Retriable) else None
             self._lose([task], _why(error), error)  # committed: the journal brings the store level
         else:
             task.state, task.pinned = entry.state, True

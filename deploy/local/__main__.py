@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "restart":
             part = stack.part(where, arguments.name)
             part.stop()
+            if part.name == "shop" and "--again" not in part.command:
+                part.command = [*part.command, "--again"]  # what it had fed stays: it begins another year
             part.start()
         case "kill":
             stack.part(where, arguments.name).kill()

@@ -87,10 +87,9 @@ def fault(part: Part) -> str | None:
     """None while it is well, otherwise what is not."""
     if not part.alive:
         last = (part.last_lines(1) or [""])[0]
-        # A worker's last word is no JSON; a log that breaks off is that of a process that was killed.
-        return (
-            f"ended; its last line: {last[:200]}" if last[:1] not in ("", "{") else "ended without a last word: killed?"
-        )
+        # What we write last is no JSON; a server's log, or one that breaks off, has no last word.
+        spoke = part.name not in ("kafka", "redis", "prometheus") and last[:1] not in ("", "{")
+        return f"ended; its last line: {last[:200]}" if spoke else "ended without a last word: killed?"
     if part.paused:
         return "paused (SIGSTOP)"
     if part.name == "kafka":
