@@ -88,7 +88,7 @@ def fault(part: Part) -> str | None:
     if not part.alive:
         last = (part.last_lines(1) or [""])[0]
         # What we write last is no JSON; a server's log, or one that breaks off, has no last word.
-        spoke = part.name not in ("kafka", "redis", "prometheus") and last[:1] not in ("", "{")
+        spoke = part.name not in ("kafka", "redis") and last[:1] not in ("", "{")
         return f"ended; its last line: {last[:200]}" if spoke else "ended without a last word: killed?"
     if part.paused:
         return "paused (SIGSTOP)"
