@@ -37,7 +37,7 @@ CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
 
 DENIED_IN_SCRIPT = "ACL failure in script"
-NEEDED = "+@connection +@read +@write +@scripting"
+NEEDED = "+@connection +@read +@write +@scripting +@transaction"
 REMEDIES: dict[type[exceptions.RedisError], str] = {
     exceptions.ReadOnlyError: "it is a replica: point redis.url at the primary",
     exceptions.OutOfMemoryError: "raise its maxmemory, or lower customers.retention_days",
@@ -367,9 +367,13 @@ def _commands(customer: str, marker: str, due: str) -> list[tuple[str, ...]]:
         ("HGET", marker, "body"),
         ("HMGET", marker, "seq"),
         ("HSET", marker, "seq", "1"),
+        ("HDEL", marker, "part"),
         ("ZADD", due, "1", "x"),
         ("ZREM", due, "x"),
         ("ZRANGEBYSCORE", due, "-inf", "0"),
+        ("ZMSCORE", due, "x"),
+        ("MULTI",),
+        ("EXEC",),
         ("ZSCAN", due, "0"),
         ("SCAN", "0"),
     ]
