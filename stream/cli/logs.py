@@ -48,7 +48,9 @@ def configure(settings: Log) -> None:
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("stream").setLevel(settings.level)
-    logging.getLogger("kafka").setLevel(logging.WARNING if settings.level == "DEBUG" else logging.CRITICAL)
+    # Made all the same, as what the client only logs is heard by a filter of ours (backends/kafka/inputs.py).
+    logging.getLogger("kafka").setLevel(logging.WARNING if settings.level == "DEBUG" else logging.ERROR)
+    handler.addFilter(lambda record: settings.level == "DEBUG" or not record.name.startswith("kafka"))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
