@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from stream.chunks import Chunks
 from stream.errors import JournalGap, Misconfigured, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Store, Topic
+from stream.processing.customer import DAY_MS
 from stream.processing.journal import REWIND, Entry, TaskState, decode, label_of, part_of
+from stream.settings import Settings
 
 PATIENCE_S = 5.0
 TAIL_RECORDS = 200
@@ -40,13 +42,11 @@ class Recovery:
 
     task: int
     partitions: int
-    application: str
-    retention_ms: int
+    settings: Settings
     inputs: Inputs
     store: Store
     journal: Topic
     generation: int
-    max_wakes: int
     monotonic: Callable[[], float]
     _committed: Committed | None = None
     _marker: Marker | None = None
@@ -145,9 +145,10 @@ class Recovery:
             if data is None:
                 continue
             entry = decode(data)
-            if entry.application != self.application:
+            application = self.settings.application.name
+            if entry.application != application:
                 raise Misconfigured(
-                    f"the journal holds ticks of application {entry.application!r}, this is {self.application!r}; "
+                    f"the journal holds ticks of application {entry.application!r}, this is {application!r}; "
                     "give each application its own journal topic"
                 )
             seq = self._marker.state.seq if self._marker else 0
@@ -183,25 +184,21 @@ class Recovery:
                 f"task {self.task}: the journal goes from tick {self._marker.state.seq} to {entry.seq}, ticks between "
                 "were removed; empty this task's Redis keys and restart, so that it is rebuilt from the journal whole"
             )
-        covered_ms = self._last_stream_time_ms() - entry.state.stream_time_ms
-        if covered_ms < self.retention_ms // 2:
+        covered_days = (self._last_stream_time_ms() - entry.state.stream_time_ms) / DAY_MS
+        needed_days = self.settings.journal.retention_days / 2
+        if covered_days < needed_days:
             raise JournalGap(
                 f"task {self.task}: the store is empty and the journal begins at tick {entry.seq}; it covers "
-                f"{covered_ms / 86_400_000:.1f} days of stream time, a rebuild needs "
-                f"{self.retention_ms / 172_800_000:.1f}. "
+                f"{covered_days:.1f} days of stream time, a rebuild needs {needed_days:.1f}. "
                 "Restore a snapshot of Redis, or the journal's older records"
             )
 
     def _last_stream_time_ms(self) -> int:
         """Stream time of the newest tick that woke everybody who was due, from the journal's tail."""
-        position, latest, chunks = max(self._position, self.journal.end(self.task) - TAIL_RECORDS), 0, Chunks()
-        while records := self.journal.read(self.task, position, STEP_RECORDS):
-            for record in records:
-                position = record.offset + 1
-                data = chunks.add(record.value or b"", record.headers)
-                entry = decode(data) if data is not None else None
-                if entry is not None and len(entry.wakes) < self.max_wakes:
-                    latest = entry.state.stream_time_ms
+        latest = 0
+        for entry in entries(self.journal, self.task, max(self._position, self.journal.end(self.task) - TAIL_RECORDS)):
+            if len(entry.wakes) < self.settings.tick.max_wakes:
+                latest = entry.state.stream_time_ms
         return latest
 
     def _begin(self, state: TaskState) -> TaskState:

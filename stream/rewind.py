@@ -381,17 +381,14 @@ class Rewind:
         return marker
 
     def _level(self, task: int, last: Entry, generation: int) -> None:
-        settings = self.settings
         recovery = Recovery(
             task,
             self.inputs.partitions,
-            settings.application.name,
-            round(settings.journal.retention_days * 86_400_000),
+            self.settings,
             cast(Inputs, _Journalled(last)),  # a recovery asks no more of them
             self.store,
             self.journal,
             max(self.token.generation, generation),
-            settings.tick.max_wakes,
             time.monotonic,
         )
         while recovery.step() is None:

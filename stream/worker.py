@@ -170,7 +170,8 @@ class Worker:
             busy = self._train() or busy
             self._report.spent("train")
         except Retriable as error:
-            self._hold_off(error)
+            # The outside does not answer: all is recovered, polling meanwhile, so that the membership is kept.
+            self._lose(list(self._tasks.values()), _why(error), error)
             return False
         return busy or bool(prepared)
 
@@ -202,21 +203,19 @@ class Worker:
             self._fault = ""
 
     def _new_task(self, number: int, token: Token) -> Task:
-        ports, settings = self._ports, self._settings
+        inputs, _, journal_topic, _, store = self._ports
         recovery = Recovery(
             number,
-            ports.inputs.partitions,
-            settings.application.name,
-            round(settings.journal.retention_days * 86_400_000),
-            ports.inputs,
-            ports.store,
-            ports.journal,
+            inputs.partitions,
+            self._settings,
+            inputs,
+            store,
+            journal_topic,
             token.generation,
-            settings.tick.max_wakes,
             self._clock.monotonic,
         )
-        buffers = {topic: deque[Decoded]() for topic in ports.inputs.topics}
-        return Task(number, recovery, RowCache(settings.customers.cache_rows), buffers)
+        buffers = {topic: deque[Decoded]() for topic in inputs.topics}
+        return Task(number, recovery, RowCache(self._settings.customers.cache_rows), buffers)
 
     def _take_in(self, records: Sequence[Record]) -> None:
         now = self._clock.monotonic()
@@ -459,11 +458,6 @@ class Worker:
                 self._tasks[task.number] = self._new_task(task.number, self._token)
         if isinstance(error, Retriable):
             self._retry_at = self._clock.monotonic() + RETRY_S
-
-    def _hold_off(self, error: Retriable) -> None:
-        """The outside does not answer: recover everything, polling meanwhile, so that the membership is kept."""
-        self._lose(list(self._tasks.values()), _why(error), error)
-        self._retry_at = self._clock.monotonic() + RETRY_S
 
 
 def _why(error: Exception) -> str:

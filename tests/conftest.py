@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn
 
 import pytest
 import redis
@@ -55,12 +57,14 @@ def prometheus_or_none(pytestconfig: pytest.Config) -> str | None:
 @pytest.fixture(scope="session")
 def prometheus(prometheus_or_none: str | None) -> str:
     """The same, for tests that can do nothing without it."""
+    # Nothing that Driftline promises hangs on it, so `_program` has it said in a banner, with CI too.
     return prometheus_or_none or pytest.skip("no prometheus on PATH")
 
 
 @pytest.fixture(scope="session")
 def promtool(pytestconfig: pytest.Config) -> str:
     """The program `promtool`, in the same way."""
+    # As above: the rules' own tests need it, no worker does.
     return _program("promtool", pytestconfig) or pytest.skip("no promtool on PATH")
 
 
@@ -77,9 +81,20 @@ def _start(server: Server, config: pytest.Config) -> None:
         with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             server.start()  # uncaptured: the first start fetches, and says so
     except ServerUnavailable as error:
-        config.stash.setdefault(UNAVAILABLE, []).append((server.product, error))
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+        _did_not_run(config, server.product, error)
     config.stash.setdefault(RAN_ON, []).append(server.how)
+
+
+@pytest.fixture
+def did_not_run(pytestconfig: pytest.Config) -> Callable[[str, ServerUnavailable], NoReturn]:
+    """For what else a machine may lack: call it with what needs it, and why there is none."""
+    return partial(_did_not_run, pytestconfig)
+
+
+def _did_not_run(config: pytest.Config, product: str, error: ServerUnavailable) -> NoReturn:
+    """End a test that this machine cannot run: it is said in a banner, and fails where `CI` is set."""
+    config.stash.setdefault(UNAVAILABLE, []).append((product, error))
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

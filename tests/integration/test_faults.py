@@ -35,7 +35,7 @@ from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import DAY_MS, HOUR_MS, Counts, Sent, Shop
 from tests.integration.site import PARTITIONS, Running, Site, get, until
-from tests.servers import KafkaCluster, KafkaServer, RedisServer
+from tests.servers import KafkaCluster, KafkaServer, RedisServer, ServerUnavailable
 from tests.servers.server import free_port
 
 pytestmark = pytest.mark.servers
@@ -474,10 +474,10 @@ def test_a_worker_killed_with_a_tick_of_several_journal_records_goes_on_exactly(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, did_not_run: Callable[..., NoReturn]) -> Iterator[Path]:
     """A file system of 48 MB."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("to mount a small file system needs root on Linux")
+        did_not_run("a full disk", ServerUnavailable("no small file system can be mounted", "Run as root on Linux."))
     path = tmp_path / "small"
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(path)], check=True)

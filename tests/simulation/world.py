@@ -41,7 +41,7 @@ EVERYBODY_WAKES_DAYS = 4
 LONGEST_STEPS = 60_000
 MOST_WORKERS = 3
 
-FAULTS: Mapping[str, Callable[["World"], None]] = {}
+FAULTS: dict[str, Callable[["World"], None]] = {}
 """What may go wrong, by name; filled by `fault`."""
 
 
@@ -346,7 +346,7 @@ def _marker(marker: Any) -> Mapping[str, object]:
 
 def fault(act: Callable[[World], None]) -> Callable[[World], None]:
     """Register a fault under its function's name."""
-    FAULTS[act.__name__] = act  # type: ignore[index]
+    FAULTS[act.__name__] = act
     return act
 
 

@@ -267,9 +267,7 @@ def test_an_owner_that_commits_while_a_task_is_compared_does_not_look_like_a_kaf
     owner = Worker(site.settings, ports, site.trainer(), Metrics(), Clock(lambda: site.wall_ms))
     for _ in range(3):
         owner.turn()
-    late = Recovery(
-        0, 1, "shop", DAY_MS, Overtaken(site.cluster, "successor"), site.store, site.journal, 1, 10, lambda: 0.0
-    )
+    late = Recovery(0, 1, site.settings, Overtaken(site.cluster, "successor"), site.store, site.journal, 1, lambda: 0.0)
     assert late.step() is not None
 
 

@@ -1,7 +1,7 @@
 """What an administrator does: our topics are created and checked, a member leaves its group."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kafka import KafkaAdminClient
@@ -29,9 +29,9 @@ class TopicCheck(NamedTuple):
 
 def create_topics(settings: Settings, partitions: int, replication: int) -> list[str]:
     """Create what is missing, inputs included; returns the names created. Existing topics are left as they are."""
-    with mapping("creating topics"), _admin(settings) as admin:
+    with mapping("creating topics"), administrator(settings) as admin:
         present = set(admin.list_topics())
-        counts = {name: _partitions(admin, name) for name in settings.inputs if name in present}
+        counts = {name: count_partitions(admin, name) for name in settings.inputs if name in present}
         partitions = next(iter(counts.values()), partitions)
         inputs: dict[str, tuple[int, Mapping[str, str]]] = {name: (partitions, {}) for name in settings.inputs}
         wanted = inputs | _ours(settings, partitions)
@@ -48,9 +48,9 @@ def create_topics(settings: Settings, partitions: int, replication: int) -> list
 
 def check_topics(settings: Settings) -> list[TopicCheck]:
     """Every topic the worker needs, with what is wrong with it."""
-    with mapping("checking topics"), _admin(settings) as admin:
+    with mapping("checking topics"), administrator(settings) as admin:
         present = set(admin.list_topics())
-        counts = {name: _partitions(admin, name) if name in present else 0 for name in settings.inputs}
+        counts = {name: count_partitions(admin, name) if name in present else 0 for name in settings.inputs}
         needed = max(counts.values())
         checks = []
         for name, count in counts.items():
@@ -66,14 +66,14 @@ def check_topics(settings: Settings) -> list[TopicCheck]:
             if name not in present:
                 checks.append(TopicCheck(name, 0, ("does not exist: run `driftline topics create`",)))
                 continue
-            count = _partitions(admin, name)
+            count = count_partitions(admin, name)
             faults = []
             exact = name in (settings.topic("journal"), settings.topic("models"))
             if exact and count != expected:
                 faults.append(
                     f"has {count} partitions, needs {expected}: delete it while it is empty and create it again"
                 )
-            actual = _configs(admin, name, configs)
+            actual = configs_of(admin, name, configs)
             faults += [
                 f"{key} is {actual[key]}, should be {value}" for key, value in configs.items() if actual[key] != value
             ]
@@ -85,7 +85,7 @@ def require_topics(settings: Settings, names: Sequence[str]) -> None:
     """Raise `Misconfigured` where one of these does not exist, as far as this user may see."""
     if not names:
         return
-    with mapping("looking for the topics to write"), _admin(settings) as admin:
+    with mapping("looking for the topics to write"), administrator(settings) as admin:
         missing = sorted(set(names) - set(admin.list_topics()))
     if missing:
         raise Misconfigured(
@@ -102,7 +102,7 @@ def leave(settings: Settings, group: str, instance: str, member: str | None = No
     """
     patience = {"bootstrap_timeout_ms": LEAVE_MS, "request_timeout_ms": LEAVE_MS}
     try:
-        with mapping(f"leaving the consumer group {group}"), _admin(settings, **patience) as admin:
+        with mapping(f"leaving the consumer group {group}"), administrator(settings, **patience) as admin:
             answers = admin.remove_group_members(group, [MemberToRemove(member, instance)])
     except DriftlineError as error:
         log.warning("its tasks wait for the session time-out: %s", error)
@@ -124,18 +124,29 @@ def _ours(settings: Settings, partitions: int) -> dict[str, tuple[int, Mapping[s
     }
 
 
-def _admin(settings: Settings, **more: Any) -> KafkaAdminClient:
+def administrator(settings: Settings, **more: Any) -> KafkaAdminClient:
+    """A client for one use, in a `with`; call within `mapping`."""
     return KafkaAdminClient(**connection(settings.kafka, f"driftline-{settings.application.instance}-admin") | more)
 
 
-def _partitions(admin: KafkaAdminClient, name: str) -> int:
+def count_partitions(admin: KafkaAdminClient, name: str) -> int:
+    """How many partitions a topic has.
+
+    Raises:
+        Misconfigured: it cannot be described.
+    """
     (topic,) = admin.describe_topics([name])
     if topic.get("error_code"):
         raise Misconfigured(f"the topic {name} cannot be described: error {topic['error_code']}")
     return len(topic["partitions"])
 
 
-def _configs(admin: KafkaAdminClient, name: str, wanted: Mapping[str, str]) -> dict[str, str]:
+def configs_of(admin: KafkaAdminClient, name: str, wanted: Iterable[str]) -> dict[str, str]:
+    """A topic's settings of these names, defaults of the broker included.
+
+    Raises:
+        Misconfigured: this user may not read them.
+    """
     resource = ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(wanted))
     found = admin.describe_configs([resource], config_filter="all")
     values = next(iter(found.values()))[name]

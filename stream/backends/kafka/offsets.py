@@ -9,7 +9,7 @@ from kafka import ConsumerGroupMetadata, KafkaConsumer, TopicPartition
 from kafka.errors import CoordinatorNotAvailableError
 from kafka.structs import OffsetAndMetadata
 
-from stream.backends.kafka.admin import _admin, _configs, _partitions
+from stream.backends.kafka.admin import administrator, configs_of, count_partitions
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, REQUEST_TIMEOUT_MS, connection, mapping
 from stream.backends.kafka.inputs import Proof
 from stream.diagnosis.facts import Place
@@ -69,7 +69,7 @@ def committed(settings: Settings, group: str, places: Iterable[Place]) -> dict[P
 def members(settings: Settings) -> list[str]:
     """The `application.instance` of each worker in the group, also of those whose session has not timed out yet."""
     group, patience_until = settings.application.name, time.monotonic() + REQUEST_TIMEOUT_MS / 1000
-    with mapping(f"describing the group {group}"), _admin(settings) as admin:
+    with mapping(f"describing the group {group}"), administrator(settings) as admin:
         while True:
             try:
                 found = admin.describe_groups([group])[group]
@@ -94,34 +94,34 @@ def outsider(group: str) -> Token:
 
 def kept(settings: Settings, topics: Iterable[str]) -> dict[str, Kept]:
     """How long each of these topics keeps its records."""
-    wanted = dict.fromkeys(("retention.ms", "segment.ms", "retention.bytes"), "")
+    wanted = ("retention.ms", "segment.ms", "retention.bytes")
     found = {}
-    with mapping("asking for the topics' retention"), _admin(settings) as admin:
+    with mapping("asking for the topics' retention"), administrator(settings) as admin:
         present = set(admin.list_topics())
         for topic in topics:
             if topic in present:
-                values = _configs(admin, topic, wanted)
+                values = configs_of(admin, topic, wanted)
                 found[topic] = Kept(*(int(values[name]) for name in wanted))
     return found
 
 
 def largest_record(settings: Settings, topics: Iterable[str]) -> int:
     """What `KafkaOutputs` is to take so that what these topics take gets through to them, bytes."""
-    with mapping("asking for the topics' limits"), _admin(settings) as admin:
-        limits = [_configs(admin, topic, {"max.message.bytes": ""})["max.message.bytes"] for topic in topics]
+    with mapping("asking for the topics' limits"), administrator(settings) as admin:
+        limits = [configs_of(admin, topic, ["max.message.bytes"])["max.message.bytes"] for topic in topics]
     return max(MAX_REQUEST_BYTES, *map(int, limits))
 
 
 def exists(settings: Settings, topic: str) -> bool:
     """Whether there is a topic of that name."""
-    with mapping("listing topics"), _admin(settings) as admin:
+    with mapping("listing topics"), administrator(settings) as admin:
         return topic in admin.list_topics()
 
 
 def create_like(settings: Settings, like: str, name: str, partitions: int) -> None:
     """Create a topic with another one's retention, limits and replication."""
-    with mapping(f"creating {name}"), _admin(settings) as admin:
-        configs = _configs(admin, like, dict.fromkeys(COPIED_CONFIGS, ""))
+    with mapping(f"creating {name}"), administrator(settings) as admin:
+        configs = configs_of(admin, like, COPIED_CONFIGS)
         (described,) = admin.describe_topics([like])
         replicas = len(described["partitions"][0]["replica_nodes"])
         admin.create_topics({name: {"num_partitions": partitions, "replication_factor": replicas, "configs": configs}})
@@ -129,8 +129,8 @@ def create_like(settings: Settings, like: str, name: str, partitions: int) -> No
 
 def partitions_of(settings: Settings, topics: Sequence[str]) -> list[int]:
     """How many partitions each of these topics has; they must exist."""
-    with mapping("describing topics"), _admin(settings) as admin:
-        return [_partitions(admin, name) for name in topics]
+    with mapping("describing topics"), administrator(settings) as admin:
+        return [count_partitions(admin, name) for name in topics]
 
 
 def _consumer(settings: Settings, group: str | None) -> Any:
