@@ -53,6 +53,11 @@ class Record(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Where it lies, as alerts and logs name it."""
+        return f"{self.topic}-{self.partition}-{self.offset}"
+
 
 class Kind(IntEnum):
     """What a customer did. The numbers are stored in the journal: never renumber."""

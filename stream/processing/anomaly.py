@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.events import Event
+from stream.events import Event, Record
 from stream.processing.alerts import ANOMALY, Alert, Reason, strongest
 from stream.processing.customer import DAY_MS, PARTS_OF_DAY
 from stream.processing.features import HABIT_EVENTS
@@ -25,15 +25,15 @@ class Scored(NamedTuple):
     """The accepted events of a tick as the anomaly model sees them, in order.
 
     `who` is the index of each event's customer in the tick, `features` has shape (n, 11), `rates` the share of events
-    at least as unusual (1.0 while the model warms up), `causes` topic-partition-offset.
+    at least as unusual (1.0 while the model warms up).
     """
 
     events: Sequence[Event]
+    records: Sequence[Record]
     who: NDArray[np.int64]
     features: NDArray[np.float64]
     scores: NDArray[np.float64]
     rates: NDArray[np.float64]
-    causes: Sequence[str]
 
 
 def decide(looking: Looking, scored: Scored, held: Hold) -> list[Alert]:
@@ -81,7 +81,7 @@ def _alert(looking: Looking, scored: Scored, position: int, index: int) -> Alert
         ANOMALY,
         looking.customers[index],
         event.time_ms,
-        scored.causes[position],
+        scored.records[position].place,
         "usual",
         "unusual",
         "high" if rate * settings.anomaly_one_in <= 0.1 else "medium",
