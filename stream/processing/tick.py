@@ -273,7 +273,7 @@ def _take_in(tick: TickInput, customers: Sequence[str], after: Rows, rules: Rule
     events: list[Event] = []
     records: list[Record] = []
     accepted = _count(events, records, index, after, rules, counts)
-    for record, outcome in tick.decoded:
+    for record, outcome, _ in tick.decoded:
         if isinstance(outcome, InvalidEvent):
             dead.append(DeadLetter(record, outcome.reason, outcome.detail))
         elif outcome.customer in astray:
@@ -368,7 +368,7 @@ def _hours(tick: TickInput) -> int:
 
 def _next_offsets(tick: TickInput) -> dict[str, int]:
     offsets = dict(tick.state.offsets)
-    for record, _ in tick.decoded:
+    for record, _, _ in tick.decoded:
         offsets[record.topic] = record.offset + 1
     return offsets
 
