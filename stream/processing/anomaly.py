@@ -44,11 +44,9 @@ def decide(looking: Looking, scored: Scored, held: Hold) -> list[Alert]:
     forgotten = looking.now_ms - rows["anomaly_at"] > MEMORY_MS
     rows["anomaly_rate"][forgotten] = 1.0
     alerts = []
-    for position in np.flatnonzero(scored.rates < rows["anomaly_rate"][scored.who]).tolist():
-        row = rows[scored.who[position]]
-        if scored.rates[position] < row["anomaly_rate"]:
-            row["anomaly_rate"] = scored.rates[position]
-            row["anomaly_at"] = scored.events[position].time_ms
+    rarest = _rarest(scored, np.flatnonzero(scored.rates < rows["anomaly_rate"][scored.who]))
+    rows["anomaly_rate"][scored.who[rarest]] = scored.rates[rarest]
+    rows["anomaly_at"][scored.who[rarest]] = [scored.events[position].time_ms for position in rarest.tolist()]
     for position in np.flatnonzero(scored.rates <= 1.0 / settings.anomaly_one_in).tolist():
         index = int(scored.who[position])
         row, event = rows[index], scored.events[position]
@@ -64,6 +62,12 @@ def decide(looking: Looking, scored: Scored, held: Hold) -> list[Alert]:
             row["anomaly_quiet_until"] = event.time_ms + round(settings.anomaly_cooldown_hours * 3_600_000)
             alerts.append(alert)
     return alerts
+
+
+def _rarest(scored: Scored, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of these events each customer's rarest one; of equals the first."""
+    ordered = positions[np.lexsort((scored.rates[positions], scored.who[positions]))]
+    return ordered[np.diff(scored.who[ordered], prepend=-1) > 0]
 
 
 def _alert(looking: Looking, scored: Scored, position: int, index: int) -> Alert:

@@ -22,7 +22,7 @@ from stream.processing import anomaly, churn, due, segment
 from stream.processing.acts import LocalTime, acts
 from stream.processing.alerts import Alert, Origin, alert_id, render
 from stream.processing.clock import Decoded, raised
-from stream.processing.customer import DAY_MS, Rows, blank, without_news
+from stream.processing.customer import DAY_MS, Rows, blank, raw, without_news
 from stream.processing.features import fold
 from stream.processing.journal import Entry, Published, TaskState
 from stream.processing.looking import Hold, Looking, Rules
@@ -118,7 +118,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     """
     settings = rules.settings
     after = blank(len(customers))
-    after[known] = rows[known]
+    raw(after)[known] = raw(rows)[known]
     before = after.copy()
     counts: Counter[str] = Counter()
     held: Counter[tuple[str, str]] = Counter()
@@ -137,8 +137,8 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         rules,
         tick.version,
         [customers[i] for i in alive.tolist()],
-        before[alive],
-        after[alive],
+        before.take(alive),
+        after.take(alive),
         known[alive],
         anonymous[alive],
         np.maximum(tick.stream_time_ms, after["last_seen"][alive]),
@@ -212,7 +212,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         CODE,
         tick.partitions,
         [looking.customers[i] for i in stays.tolist()],
-        without_news(looking.rows[stays], schema),
+        without_news(looking.rows.take(stays), schema),
         [looking.customers[i] for i in np.flatnonzero(gone).tolist()]
         # A due time without a row is taken out of the store's index like a row that has ended.
         + [name for name, events in zip(customers, after["events"], strict=True) if name in ended and events == 0],
