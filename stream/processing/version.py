@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models import ChurnRisk, HalfSpaceTrees, IncrementalKMeans
+from online_models import ChurnRisk, IncrementalKMeans, ReferenceForest
 from stream.errors import NewerSchema
 from stream.processing import sections
 from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES, SEGMENT_FEATURES
@@ -30,7 +30,7 @@ class Version:
 
     number: int
     parent: int
-    anomaly: HalfSpaceTrees
+    anomaly: ReferenceForest
     segments: IncrementalKMeans
     churn: ChurnRisk
     segment_names: Mapping[int, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ def warming(settings: Models) -> Version:
     return Version(
         WARMING,
         WARMING,
-        HalfSpaceTrees(ANOMALY_FEATURES, reference=settings.reference_events, refit_every=0, seed=settings.seed),
+        ReferenceForest(ANOMALY_FEATURES, reference=settings.reference_events, refit_every=0, seed=settings.seed),
         IncrementalKMeans(
             SEGMENT_FEATURES,
             n_clusters=settings.segments,
@@ -98,7 +98,7 @@ def from_bytes(data: bytes) -> Version:
     return Version(
         header["version"],
         header["parent"],
-        HalfSpaceTrees.from_arrays(_part(arrays, "anomaly")),
+        ReferenceForest.from_arrays(_part(arrays, "anomaly")),
         IncrementalKMeans.from_arrays(_part(arrays, "segments")),
         ChurnRisk.from_arrays(_part(arrays, "churn")),
         {int(key): name for key, name in header["segment_names"].items()},

@@ -11,7 +11,7 @@ import pytest
 import river.checks
 from river import base
 
-from online_models import ChurnRisk, HalfSpaceTrees, IncrementalKMeans
+from online_models import ChurnRisk, HalfSpaceTrees, IncrementalKMeans, ReferenceForest
 
 UNITS = {"recency": 30.0, "orders": 4.0, "spend": 5000.0, "gap": 9.0} | {f"affinity {i}": 1.0 for i in range(7)}
 NAMES = list(UNITS)
@@ -20,15 +20,15 @@ ROWS = 1200
 
 @dataclass(frozen=True)
 class Case:
-    """How the suite speaks to one model: its verbs, by name, and whether learning takes labels or keys."""
+    """How the suite speaks to one model: its verbs, by name, and what learning takes beside the rows."""
 
     build: Callable[..., Any]
     predict_many: tuple[str, ...]
     predict_one: str
-    takes: str  # "keys" or "labels"
+    takes: str  # "keys", "labels" or "rows" alone
 
     def learn(self, model: Any, rows: np.ndarray, start: int = 0) -> None:
-        model.learn_many(rows, self.second(len(rows), start))
+        model.learn_many(rows, *([] if self.takes == "rows" else [self.second(len(rows), start)]))
 
     def second(self, n: int, start: int) -> np.ndarray:
         order = np.arange(start, start + n)
@@ -39,8 +39,13 @@ class Case:
 
 
 def trees(**settings: Any) -> HalfSpaceTrees:
-    settings = {"reference": 100, "memory": 1000, "window": 400, "refit_every": 150} | settings
-    return HalfSpaceTrees(**settings)
+    limits = {name: (0.0, 5 * unit) for name, unit in UNITS.items()}
+    return HalfSpaceTrees(**({"n_trees": 5, "height": 6, "window_size": 100, "limits": limits} | settings))
+
+
+def forest(**settings: Any) -> ReferenceForest:
+    settings = {"n_trees": 5, "reference": 100, "memory": 1000, "window": 400, "refit_every": 350} | settings
+    return ReferenceForest(**settings)
 
 
 def clusters(**settings: Any) -> IncrementalKMeans:
@@ -53,7 +58,8 @@ def churn(**settings: Any) -> ChurnRisk:
 
 
 MODELS = [
-    pytest.param(Case(trees, ("score_many",), "score_one", "keys"), id="half-space trees"),
+    pytest.param(Case(trees, ("score_many",), "score_one", "rows"), id="half-space trees"),
+    pytest.param(Case(forest, ("score_many",), "score_one", "keys"), id="reference forest"),
     pytest.param(Case(clusters, ("predict_many", "margin_many"), "predict_one", "keys"), id="k-means"),
     pytest.param(
         Case(churn, ("predict_proba_many", "logit_contributions_many"), "predict_proba_one", "labels"), id="churn"
@@ -112,7 +118,7 @@ def test_passes_river_s_own_checks(model: base.Estimator, check: Callable[[base.
     check(model.clone())
 
 
-@pytest.mark.parametrize("module", ["arrays", "half_space_trees", "kmeans", "churn"])
+@pytest.mark.parametrize("module", ["arrays", "half_space_trees", "reference_forest", "kmeans", "churn"])
 def test_examples_in_docstrings_run(module: str) -> None:
     assert doctest.testmod(importlib.import_module(f"online_models.{module}")).failed == 0
 
@@ -301,7 +307,7 @@ def test_defaults_with_twelve_features_fit_in_600_kilobytes() -> None:
     names = [f"f{i}" for i in range(12)]
     total = 0
     for model, second in (
-        (HalfSpaceTrees(names), None),
+        (ReferenceForest(names), None),
         (IncrementalKMeans(names), None),
         (ChurnRisk(names), rows[:500, 0] > 0),
     ):
