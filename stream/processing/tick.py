@@ -6,7 +6,7 @@ Everything it depends on is in its journal entry, so any tick can be run again a
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -106,7 +106,14 @@ def touched(decoded: Sequence[Decoded], wakes: Sequence[str]) -> list[str]:
     return list(seen)
 
 
-def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np.bool_], rules: Rules) -> TickResult:
+def run(
+    tick: TickInput,
+    customers: Sequence[str],
+    rows: Rows,
+    known: NDArray[np.bool_],
+    rules: Rules,
+    spent: Callable[[str], None] = lambda _phase: None,
+) -> TickResult:
     """Run one tick.
 
     Args:
@@ -115,6 +122,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         rows: their rows before the tick; not changed. Rows that are not `known` are ignored.
         known: which of them exist.
         rules: the settings.
+        spent: called at the end of each phase.
     """
     settings = rules.settings
     after = blank(len(customers))
@@ -126,7 +134,9 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     ended_here = int((known & erased).sum())
     known = known & ~erased
     before[erased] = blank(1)[0]
+    spent("state")
     scored = _score(tick.version, accepted)
+    spent("score")
     anonymous = np.array([customer.startswith("anon:") for customer in customers], np.bool_)
     alive = np.flatnonzero(after["events"] > 0)
     latest = np.full(len(customers), -1)
@@ -227,6 +237,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         labels.churned,
     )
     misplaced = [letter.customer for letter in dead if letter.reason == "misplaced"]
+    spent("decide")
     return TickResult(entry, dead, counts, held, [alert.kind for alert in kept], misplaced, met)
 
 
