@@ -53,10 +53,14 @@ def main() -> None:
         create_topics(settings, arguments.partitions, 1)
         fed = arguments.warm_up + arguments.events
         console.print(f"{kafka.how} · {store.how}: feeding {fed:,} events")
-        _feed(settings, fed)
         collect_rarely()
+        metrics = Metrics()
+        worker = assemble(settings, metrics)
+        while not _sum(metrics, "trainer_active"):
+            worker.turn()
+        _feed(settings, fed)
         floor = _floor(settings, arguments.partitions)
-        result = _worker(settings, arguments.warm_up, fed, store.url)
+        result = _worker(worker, metrics, settings, (arguments.warm_up, fed), store.url)
     result["floor_cpu_us"] = floor
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     result["versions"] = {name: version(name) for name in ("kafka-python", "redis", "river", "numpy", "orjson")}
@@ -109,12 +113,13 @@ def _floor(settings: Settings, partitions: int) -> float:
     return spent / count * 1e6
 
 
-def _worker(settings: Settings, warm_up: int, events: int, redis_url: str) -> dict[str, Any]:
-    metrics = Metrics()
-    worker = assemble(settings, metrics)
-    _turn_until(worker, metrics, warm_up)
+def _worker(
+    worker: Worker, metrics: Metrics, settings: Settings, events: tuple[int, int], redis_url: str
+) -> dict[str, Any]:
+    """What was spent from the first of these counts of events to the second."""
+    _turn_until(worker, metrics, events[0])
     before, began = _now(metrics), time.monotonic()
-    _turn_until(worker, metrics, events)
+    _turn_until(worker, metrics, events[1])
     spent, wall = {name: value - before[name] for name, value in _now(metrics).items()}, time.monotonic() - began
     worker.close()
     done = spent["events"]
