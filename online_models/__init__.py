@@ -3,12 +3,7 @@
 from online_models.churn import ChurnRisk
 from online_models.half_space_trees import HalfSpaceTrees
 from online_models.kmeans import IncrementalKMeans
-<<<<<<< HEAD
 from online_models.reference_forest import ReferenceForest
-
-__all__ = ["ChurnRisk", "HalfSpaceTrees", "IncrementalKMeans", "ReferenceForest"]
-=======
 from online_models.sequential_kmeans import KMeans
 
-__all__ = ["ChurnRisk", "HalfSpaceTrees", "IncrementalKMeans", "KMeans"]
->>>>>>> segments
+__all__ = ["ChurnRisk", "HalfSpaceTrees", "IncrementalKMeans", "KMeans", "ReferenceForest"]
