@@ -183,6 +183,7 @@ class Models(Section):
     min_labels: int = Field(300, ge=20, description="matured examples before churn risk is alerted")
     publish_min_events: int = Field(2_500, ge=100, description="events learned between the first versions")
     publish_max_events: int = Field(100_000, ge=100, description="events learned between later versions")
+    publish_max_days: float = Field(7.0, gt=0, le=365, description="a version comes at least this often where anything is learned, d of stream time")  # fmt: skip
     seed: int = Field(42, ge=0, description="seed of all models")
 
 
