@@ -13,11 +13,12 @@ import numpy as np
 
 from stream.chunks import Chunks, chunked
 from stream.errors import OutcomeUnknown, TaskLost
-from stream.events import fingerprint
+from stream.events import fingerprint, minor_digits
 from stream.metrics import Metrics
 from stream.ports import Outgoing, Outputs, Token, Topic
 from stream.processing import journal
-from stream.processing.features import segment_features
+from stream.processing.customer import DAY_MS
+from stream.processing.features import churn_columns, segment_features
 from stream.processing.segment_names import names
 from stream.processing.version import Version, from_bytes, to_bytes, warming
 from stream.settings import Settings
@@ -29,6 +30,8 @@ STEP_RECORDS = 20
 """Journal records learned between two ticks of the worker."""
 NO_GROUP = Token(0, frozenset(), None)
 KEEP_VERSIONS = 3
+LAGGING_MS = 2 * DAY_MS
+"""A task further behind the others than this is not waited for."""
 
 
 class Trainer:
@@ -57,6 +60,9 @@ class Trainer:
         self._done: dict[int, int] = {}
         self._chunks: dict[int, Chunks] = {}
         self._next_task = 0
+        self._minor_per_major = 10 ** minor_digits(settings.application.currency)
+        self._times: dict[int, int] = {}
+        self._told = (0, False)
 
     def step(self) -> bool:
         """Learn a bounded number of journal records; publish if enough was learned. Returns whether there was any."""
@@ -110,6 +116,12 @@ class Trainer:
             self._done = {task: at for task, at in newest.journal.items() if self._holds(task, at)}
         self._positions = dict(self._done)
         self._chunks = {}
+        self._times = {}
+        models = self._settings.models
+        if self._learner.churn.horizon_days != models.horizon_days or self._learner.churn.seed != models.seed:
+            log.warning("models.horizon_days or models.seed has changed: churn risk is learned anew")
+            self._learner = replace(self._learner, churn=warming(models).churn)
+        self._told = (self._learner.churn.day // 7, self._learner.churn.quiet)
         self._outputs = outputs  # last: only a whole take-over counts
         self._metrics.training.set(1)
         log.info("trainer takes over", extra={"version": self._learner.number, "learned": dict(self._learned)})
@@ -134,8 +146,7 @@ class Trainer:
             models.segments.learn_many(segment_features(rows[index], now_ms), hashes)
         for customer in entry.forgotten:
             models.segments.forget(fingerprint(customer))
-        if len(entry.label_churned):
-            models.churn.learn_many(entry.label_features.astype(np.float64), entry.label_churned)
+        self._learn_churn(entry)
         for what, count in (
             ("events", len(entry.features)),
             ("customers", len(index)),
@@ -144,8 +155,29 @@ class Trainer:
             self._learned[what] += count
             self._metrics.learned.labels(what).inc(count)
 
+    def _learn_churn(self, entry: journal.Entry) -> None:
+        """Days that have gone by for all tasks, then labels, then the customers as they are."""
+        model, rows = self._learner.churn, entry.rows
+        self._times[entry.task] = max(entry.state.stream_time_ms, self._times.get(entry.task, 0))
+        latest = max(self._times.values())
+        slowest = min(time_ms for time_ms in self._times.values() if time_ms >= latest - LAGGING_MS)
+        model.turn(slowest // DAY_MS - 1)
+        if len(entry.label_churned):
+            model.learn_many(entry.label_features, entry.label_churned, entry.label_taken_ms / DAY_MS)
+        known = np.array([not customer.startswith("anon:") for customer in entry.customers], np.bool_)
+        index = np.flatnonzero(known & (rows["orders"] > 0))
+        if len(index):
+            now_ms = np.maximum(entry.state.stream_time_ms, rows["last_seen"][index])
+            hashes = np.array([fingerprint(entry.customers[i]) for i in index.tolist()], np.uint64)
+            model.observe(churn_columns(rows[index], now_ms, self._minor_per_major), hashes, now_ms / DAY_MS)
+        for customer in entry.forgotten:
+            model.forget(fingerprint(customer))
+
     def _enough(self) -> bool:
-        """A quarter more than the version before, within the settings' bounds."""
+        """A quarter more than the version before, within the settings' bounds; or a week, or the shop turned quiet."""
+        model = self._learner.churn
+        if model.day // 7 > self._told[0] or model.quiet != self._told[1]:
+            return True
         settings, before = self._settings.models, self._learner.learned.get("events", 0)
         step = min(max(before // 4, settings.publish_min_events), settings.publish_max_events)
         return self._learned["events"] >= before + step
@@ -175,6 +207,7 @@ class Trainer:
         )
         if self._write(version):
             self._learner = version
+        self._told = (models.churn.day // 7, models.churn.quiet)
 
     def _write(self, version: Version) -> bool:
         """Publish, and tombstone what nothing can need any more; returns whether it was committed."""
