@@ -154,6 +154,7 @@ class Alerts(Section):
     segment_dwell_days: float = Field(
         7.0, ge=0, description="a new segment must hold this long before it is alerted, d"
     )
+    segment_dwell_gaps: float = Field(2.0, ge=0, le=10, description="and for so many of the customer's usual gaps between orders, up to 45 days")  # fmt: skip
     segment_margin: float = Field(0.2, ge=0, le=1, description="how clearly the new segment must be the nearer one, 0 to 1")  # fmt: skip
     segment_min_orders: int = Field(3, ge=1, description="purchase occasions before a customer is given a segment")
     churn_enter: float = Field(0.5, gt=0, lt=1, description="churn risk is high from this probability on")
@@ -183,6 +184,7 @@ class Models(Section):
     min_labels: int = Field(300, ge=20, description="matured examples before churn risk is alerted")
     publish_min_events: int = Field(2_500, ge=100, description="events learned between the first versions")
     publish_max_events: int = Field(100_000, ge=100, description="events learned between later versions")
+    publish_max_days: float = Field(7.0, gt=0, le=365, description="a version comes at least this often where anything is learned, d of stream time")  # fmt: skip
     seed: int = Field(42, ge=0, description="seed of all models")
 
 

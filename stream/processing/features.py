@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from stream.events import Event, Kind
 from stream.processing.customer import DAY_MS, ORDER_HALF_LIVES_DAYS, Rows
-from stream.processing.update import SESSION_GAP_MS, SPEND_HALF_LIVES_DAYS, LocalTime, bucket, decay
+from stream.processing.update import SESSION_GAP_MS, SHARE_MEMORY, SPEND_HALF_LIVES_DAYS, LocalTime, bucket, decay
 
 Matrix = NDArray[np.float64]
 Times = int | NDArray[np.int64]
@@ -16,6 +16,10 @@ NAN = math.nan
 
 PRIOR_GAP_DAYS = 14.0
 """The gap expected of a customer before the first one is seen; it counts as two gaps."""
+SHORT_DAYS = 30.0
+"""A silence much shorter than this sets nobody apart."""
+PRIOR_EVENTS, USUAL_EVENING, USUAL_WEEKEND = 10.0, 0.25, 2.0 / 7.0
+"""The habits expected of a customer before any is seen; they count as ten events."""
 TREND_AFTER_DAYS = 30.0
 HABIT_EVENTS = 5
 """A customer's own habit (hour, category, amount, gap) is not a baseline before this many observations of it."""
@@ -91,23 +95,26 @@ def _spend_trend(row: np.void, time_ms: int, amount_minor: int) -> float:
 
 
 def segment_features(rows: Rows, time_ms: Times) -> Matrix:
-    """SEGMENT_FEATURES of customers at `time_ms`, shape (n, 8)."""
+    """SEGMENT_FEATURES of customers at `time_ms`, shape (n, 7).
+
+    All move slowly, so that one order moves nobody into another segment: rates and shares are drawn towards what is
+    usual while a customer has shown little, and a silence counts from `SHORT_DAYS` on.
+    """
     left = _decayed_orders(rows, time_ms)
     tenure = np.maximum(time_ms - rows["first_order"], 0) / DAY_MS + 1.0
-    expected_30 = _exposure(tenure, 30.0)
-    expected_90 = _exposure(tenure, 90.0)
+    silent = np.maximum(time_ms - rows["last_order"], 0) / DAY_MS
     share = rows["categories"].astype(np.float64) + 1e-9
     share /= share.sum(axis=1, keepdims=True)
+    events = np.minimum(rows["events"], SHARE_MEMORY)
+    evening, weekend = rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64), rows["weekend"].astype(np.float64)
     return np.column_stack(
         (
-            np.log((left[:, 2] + 0.3) / (expected_90 + 0.3 * PRIOR_GAP_DAYS) * 30.0),
-            np.log((left[:, 1] + 0.5) / (expected_30 + 0.5 * PRIOR_GAP_DAYS))
-            - np.log((left[:, 3] + 0.5) / (_exposure(tenure, 180.0) + 0.5 * PRIOR_GAP_DAYS)),
+            np.log((left[:, 2] + 1.0) / (_exposure(tenure, 90.0) + PRIOR_GAP_DAYS) * 30.0),
+            np.log(silent + SHORT_DAYS),
             rows["log_amount_mean"],
-            np.log1p(rows["items_ewma"]),
             np.where(rows["categorised"] > 0, -(share * np.log2(share)).sum(axis=1), 0.0),
-            rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64),
-            rows["weekend"].astype(np.float64),
+            (events * evening + PRIOR_EVENTS * USUAL_EVENING) / (events + PRIOR_EVENTS),
+            (events * weekend + PRIOR_EVENTS * USUAL_WEEKEND) / (events + PRIOR_EVENTS),
             np.log1p(rows["views"] / np.maximum(rows["orders"], 1)),
         )
     )

@@ -15,7 +15,7 @@ ANOMALY_FEATURES = (
 )
 """Of one event, against the row before it. NaN = does not apply to this event or this customer yet."""
 
-SEGMENT_FEATURES = ("frequency", "trend", "amount", "items", "variety", "evening", "weekend", "browsing")
+SEGMENT_FEATURES = ("frequency", "recency", "amount", "variety", "evening", "weekend", "browsing")
 """Of one customer at one time."""
 
 CHURN_FEATURES = (

@@ -12,6 +12,7 @@ from online_models import ChurnRisk, HalfSpaceTrees, IncrementalKMeans
 from stream.errors import NewerSchema
 from stream.processing import sections
 from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES, SEGMENT_FEATURES
+from stream.processing.segment_names import profile
 from stream.settings import Models
 
 SCHEMA = 1
@@ -25,7 +26,7 @@ class Version:
 
     `segment_names` maps a segment's id to its name, `segment_shares` to its share of the sampled customers; `learned`
     counts events, customers and labels learned so far; `journal` is the offset up to which each journal partition
-    has been learned (exclusive).
+    has been learned (exclusive), `stream_time_ms` the latest stream time in it.
     """
 
     number: int
@@ -37,6 +38,19 @@ class Version:
     segment_shares: Mapping[int, float] = field(default_factory=dict)
     learned: Mapping[str, int] = field(default_factory=dict)
     journal: Mapping[int, int] = field(default_factory=dict)
+    stream_time_ms: int = 0
+
+    def segment(self, segment: int) -> dict[str, Any]:
+        """A segment as alerts describe it: id, name, share of customers, about how many, centre in plain units."""
+        share = self.segment_shares.get(segment, 0.0)
+        place = self.segments.ids.tolist().index(segment)
+        return {
+            "id": segment,
+            "name": self.segment_names.get(segment, ""),
+            "share": float(f"{share:.6g}"),
+            "customers": round(share * self.segments.population()),
+            "profile": profile(self.segments.centres()[place].tolist()),
+        }
 
 
 def warming(settings: Models) -> Version:
@@ -72,6 +86,7 @@ def to_bytes(version: Version, header: Mapping[str, Any]) -> bytes:
             "segment_names": {str(key): name for key, name in version.segment_names.items()},
             "segment_shares": {str(key): share for key, share in version.segment_shares.items()},
             "learned": dict(version.learned),
+            "stream_time_ms": version.stream_time_ms,
             "journal": {str(task): offset for task, offset in version.journal.items()},
             "sha256": _digest(arrays),
         },
@@ -105,6 +120,7 @@ def from_bytes(data: bytes) -> Version:
         {int(key): share for key, share in header["segment_shares"].items()},
         header["learned"],
         {int(task): offset for task, offset in header["journal"].items()},
+        header.get("stream_time_ms", 0),
     )
 
 
