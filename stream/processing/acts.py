@@ -92,7 +92,9 @@ def bucket(category: str) -> int:
     return crc32(category.encode()) % CATEGORY_BUCKETS
 
 
-def acts(events: Sequence[Event], who: Sequence[int], local: LocalTime, minor_per_major: int) -> Acts:
+def acts(
+    events: Sequence[Event], who: Sequence[int] | NDArray[np.int64], local: LocalTime, minor_per_major: int
+) -> Acts:
     """Events as columns; `who` is the row of each event's customer."""
     table = np.zeros(len(events), ACT)
     if not events:

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from stream.processing.alerts import SEGMENT_CHANGED, Alert, Reason, rfc3339, strongest
 from stream.processing.customer import DAY_MS, NO_SEGMENT
-from stream.processing.features import segment_features, shrunk_gap_days
+from stream.processing.features import segment_features, usual_gap_days
 from stream.processing.looking import Hold, Looking
 from stream.processing.names import SEGMENT_FEATURES
 from stream.processing.segment_names import said
@@ -13,9 +13,8 @@ from stream.processing.segment_names import said
 PLAIN_SHARE = 0.08
 PLAIN_LOG = 0.18
 """A difference that a person would call one: 8 points of a share, or a fifth of anything else."""
-OWN_GAPS = 2.0
 LONGEST_DWELL_DAYS = 45.0
-"""A new segment must hold for this many of the customer's usual gaps between orders, but no longer than this."""
+"""Of customers who order rarely; a real change is told by then."""
 MODEL_DWELL_DAYS = 28.0
 """How long a new version's other opinion of a customer must hold before it is taken over."""
 
@@ -50,7 +49,7 @@ def decide(looking: Looking, held: Hold) -> list[Alert]:
     by_model = np.where(new, _said_before(looking, index, named), by_model)
     rows["candidate"][index] = np.where(stays, NO_SEGMENT, _written(named, by_model))
     rows["candidate_since"][index[new]] = now_ms[new]
-    own = np.minimum(OWN_GAPS * shrunk_gap_days(rows[index]), LONGEST_DWELL_DAYS)
+    own = np.minimum(settings.segment_dwell_gaps * usual_gap_days(rows[index]), LONGEST_DWELL_DAYS)
     dwell = np.maximum(np.where(by_model, MODEL_DWELL_DAYS, own), settings.segment_dwell_days)
     dwelt = now_ms - rows["candidate_since"][index] >= dwell * DAY_MS
     margins = _nearer(distances, np.searchsorted(ids, present), np.searchsorted(ids, named))

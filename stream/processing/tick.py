@@ -164,7 +164,7 @@ def run(
     def hold(kind: str, reason: str) -> None:
         held[kind, reason] += 1
 
-    labels = churn.mature(looking)
+    labels = churn.matured(looking)
     met = int((~looking.known).sum())
     customers_after = tick.state.customers + met - ended_here
     alerts = anomaly.decide(looking, scored, hold)
@@ -233,8 +233,9 @@ def run(
         scored.features.astype(np.float32),
         scored.scores.astype(np.float32),
         listed[labels.who].astype(np.uint32),
-        labels.features,
+        labels.columns,
         labels.churned,
+        labels.taken_ms,
     )
     misplaced = [letter.customer for letter in dead if letter.reason == "misplaced"]
     spent("decide")

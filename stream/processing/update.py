@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from online_models.compiled import compiled
 from stream.events import Kind
-from stream.processing.customer import DAY_MS, ORDER_HALF_LIVES_DAYS, PARTS_OF_DAY
+from stream.processing.customer import DAY_MS, LONG_GAPS_DAYS, MOST_GAPS, ORDER_HALF_LIVES_DAYS, PARTS_OF_DAY
 
 SESSION_GAP_MS = 1_800_000
 SAME_OCCASION_DAYS = 0.5
@@ -186,27 +186,43 @@ def _order(row: np.void, act: np.void) -> None:
         row["first_order"] = time_ms
         row["last_order"] = time_ms
         row["order_days"] = 1
-    elif time_ms > row["last_order"]:
-        _gap(row, (time_ms - row["last_order"]) / DAY_MS)
+        row["last_spend"] = amount_minor
+    elif time_ms >= row["last_order"]:
+        gap_days = (time_ms - row["last_order"]) / DAY_MS
+        if gap_days < SAME_OCCASION_DAYS:
+            row["last_spend"] += np.float32(amount_minor)
+        else:
+            _gap(row, gap_days)
+            _spent(row, amount_minor)
         row["last_order"] = time_ms
     row["first_order"] = min(row["first_order"], time_ms)
-    if row["label_taken"] != 0 and row["label_taken"] < time_ms <= row["label_at"]:
-        row["label_bought"] = 1
 
 
 @compiled
 def _gap(row: np.void, gap_days: float) -> None:
-    if gap_days < SAME_OCCASION_DAYS:
-        return
     row["order_days"] += 1
     gaps = row["order_days"] - 1
-    row["gap_mean_days"] += (gap_days - row["gap_mean_days"]) / gaps
+    deviation = gap_days - row["gap_mean_days"]
+    row["gap_mean_days"] += deviation / gaps
+    row["gap_m2"] += np.float32(deviation * (gap_days - row["gap_mean_days"]))
     deviation = math.log(gap_days) - row["log_gap_mean"]
     row["log_gap_mean"] += deviation / gaps
     row["log_gap_m2"] += deviation * (math.log(gap_days) - row["log_gap_mean"])
     row["gap_ewma_days"] += (1.0 if gaps == 1 else EWMA_RATE) * (gap_days - row["gap_ewma_days"])
     row["last_gap_days"] = gap_days
     row["longest_gap_days"] = max(row["longest_gap_days"], gap_days)
+    over = row["gaps_over"]
+    for i in range(len(over)):
+        if gap_days > LONG_GAPS_DAYS[i] and over[i] < MOST_GAPS:
+            over[i] += 1
+
+
+@compiled
+def _spent(row: np.void, amount_minor: int) -> None:
+    """Begin a new occasion; orders that follow within it are added to `last_spend`."""
+    rate = 1.0 if row["order_days"] == 2 else EWMA_RATE
+    row["spend_ewma"] += np.float32(rate * (np.float64(row["last_spend"]) - np.float64(row["spend_ewma"])))
+    row["last_spend"] = amount_minor
 
 
 @compiled

@@ -351,14 +351,17 @@ def test_orders_within_half_a_day_are_one_occasion() -> None:
     assert part(row, "orders", "order_days", "last_gap_days") == (4, 3, 2.0)
 
 
-def test_an_order_counts_for_the_waiting_example_only_within_its_horizon() -> None:
-    found = []
-    for day in (-1, 0, 1, 10, 11):
-        rows = blank(1)
-        rows["label_taken"], rows["label_at"] = NOW, NOW + 10 * DAY_MS
-        folded(rows, [bought(day)], [0])
-        found.append(int(rows["label_bought"][0]))
-    assert found == [0, 0, 1, 1, 0]
+def test_gaps_are_counted_by_length_and_their_spread_is_kept() -> None:
+    row = lived([bought(day) for day in (0, 7, 14.5, 30, 59, 120)])
+    gaps = np.diff([0, 7, 14.5, 30, 59, 120])
+    assert row["gaps_over"].tolist() == [(gaps > days).sum() for days in (7, 14, 28, 60)]
+    assert float(row["gap_m2"]) == pytest.approx(((gaps - gaps.mean()) ** 2).sum(), rel=1e-5)
+
+
+def test_the_spend_of_one_occasion_is_added_up_before_it_enters_the_average() -> None:
+    amounts = ((0, 1_000), (0.2, 500), (5, 3_000), (9, 2_000), (9.1, 1_000))
+    row = lived([bought(day)._replace(amount_minor=amount) for day, amount in amounts])
+    assert (float(row["last_spend"]), float(row["spend_ewma"])) == (3_000, pytest.approx(1_500 + 0.3 * 1_500))
 
 
 def test_a_counter_halves_in_its_half_life() -> None:
@@ -389,8 +392,6 @@ def test_habits_weigh_the_last_hundred_events() -> None:
 def test_rows_and_features_equal_those_of_plain_python_to_the_byte(lives: list[tuple[Event, int]], zone: str) -> None:
     events, who = [one for one, _ in lives], [row for _, row in lives]
     rows, expected_rows, expected = blank(3), blank(3), []
-    rows["label_taken"] = expected_rows["label_taken"] = NOW
-    rows["label_at"] = expected_rows["label_at"] = NOW + 10 * DAY_MS
     features = folded(rows, events, who, zone)
     for one, place in lives:
         row, local = expected_rows[place], plain.Local(zone)
