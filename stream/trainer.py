@@ -145,9 +145,11 @@ class Trainer:
             self._metrics.learned.labels(what).inc(count)
 
     def _enough(self) -> bool:
-        """A quarter more than the version before, within the settings' bounds."""
+        """A quarter more than the version before, within the settings' bounds; sooner where events are unlike it."""
         settings, before = self._settings.models, self._learner.learned.get("events", 0)
         step = min(max(before // 4, settings.publish_min_events), settings.publish_max_events)
+        if self._learner.anomaly.surprised:
+            step = settings.publish_min_events
         return self._learned["events"] >= before + step
 
     def publish(self) -> None:

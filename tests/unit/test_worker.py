@@ -245,6 +245,20 @@ def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning()
     assert trainer._done == {0: 1}
 
 
+@pytest.mark.parametrize(("minutes_apart", "sooner"), [(7, False), (0, True)])
+def test_a_version_comes_sooner_where_events_are_unlike_the_last_one(minutes_apart: int, sooner: bool) -> None:
+    site = Site(reference_events=100, publish_min_events=100)
+    site.wall_ms = time_ms = NOW_MS + 100 * DAY_MS
+    for number in range(2600):
+        time_ms += 60_000 * (7 if number < 2400 else minutes_apart)
+        site.send("clickstream", f"c-{number % 40}", time_ms - 50 * DAY_MS)
+        if number in (2399, 2599):
+            before = site.worker.version
+            site.run(400)
+    assert before.learned["events"] > 1500
+    assert (site.worker.version.number > before.number) == sooner
+
+
 def test_an_owner_that_commits_while_a_task_is_compared_does_not_look_like_a_kafka_that_lost_ticks() -> None:
     site = Site()
     site.send("clickstream", "c-1", NOW_MS)
