@@ -292,7 +292,7 @@ def reach(
             value[node] += mass * 2.0**depth
             link[node] = node << FEATURE_BITS
             if not mass < fewest and depth < height:
-                f, split = feature[tree, full[node]], threshold[tree, full[node]]
+                f, split = np.int64(feature[tree, full[node]]), threshold[tree, full[node]]
                 column = columns[f]
                 to_left, to_right = np.uint64(begin), ZERO
                 for i in range(begin, end):

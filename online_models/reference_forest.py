@@ -20,7 +20,7 @@ NARROWEST = 1e-6
 
 KEPT = 2_000
 TAIL = 0.05
-BULK = 0.1
+BULK = 0.05
 """Rows that are kept to rate later ones: every unusual one, and this share of the others."""
 LEVELS = np.geomspace(1.0, 1e-4, 41)
 PRIOR = 20.0
@@ -28,7 +28,7 @@ PRIOR = 20.0
 TABLE_POINTS = 401
 EXCESS = 0.01
 BEYOND = 20
-SMALLEST_RATE = 1e-7
+SURPRISING = 2.0
 
 
 class Fit(NamedTuple):
@@ -87,7 +87,7 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
     >>> [round(model.score_one(each), 1) for each in (usual, unusual)]
     [0.0, 2.0]
     >>> model.rate_many([model.score_one(usual), model.score_one(unusual)]).round(3).tolist()
-    [0.429, 0.0]
+    [0.558, 0.0]
 
     References
     ----------
@@ -110,7 +110,7 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
         height: int = 12,
         reference: int = 1000,
         memory: int = 20_000,
-        window: int = 10_000,
+        window: int = 20_000,
         seed: int = 42,
         refit_every: int = 2500,
     ) -> None:
@@ -152,6 +152,11 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
     def ready(self) -> bool:
         """True once a refit has seen a full reference."""
         return self._fitted >= self.reference
+
+    @property
+    def surprised(self) -> bool:
+        """True while "one in 100" has come more than twice as often as promised since the last refit: time for one."""
+        return self._called_100 * 100 > SURPRISING * self._since
 
     def figures(self) -> dict[str, float]:
         """Events learned, refits, nodes in all trees; and how often "one in 100" and "one in 1,000" came true.

@@ -60,8 +60,9 @@ def isolation(columns: Matrix, n_trees: int, sample: int, height: int, key: np.u
     width, n = columns.shape
     sample = min(sample, n)
     most = 2 ** (height + 1)
-    feature, child = np.zeros(most, np.int64), np.zeros(most, np.int64)
+    feature, child = np.zeros(most, np.uint64), np.zeros(most, np.uint64)
     split, path = np.zeros(most), np.zeros(most)
+    at = np.empty(n, np.uint64)
     begins, ends, level = np.zeros(most, np.int64), np.zeros(most, np.int64), np.zeros(most, np.int64)
     order, aside = np.empty(n, np.int64), np.empty(n, np.int64)
     total = np.zeros(n)
@@ -78,7 +79,10 @@ def isolation(columns: Matrix, n_trees: int, sample: int, height: int, key: np.u
         while node < count:
             begin, end = begins[node], ends[node]
             mass = end - begin
-            child[node] = -1
+            child[node], split[node] = (
+                np.uint64(node),
+                np.inf,
+            )  # a leaf is its own child: a walk needs no test for its end
             path[node] = level[node] + expected_path(mass)
             if mass > 1 and level[node] < height:
                 chosen = int(_drawn(key, draw) * width)
@@ -90,10 +94,10 @@ def isolation(columns: Matrix, n_trees: int, sample: int, height: int, key: np.u
                         low = min(low, columns[f, order[i]])
                         high = max(high, columns[f, order[i]])
                     if low < high:
-                        feature[node] = f
+                        feature[node] = np.uint64(f)
                         break
                 if low < high:
-                    column = columns[feature[node]]
+                    column = columns[np.int64(feature[node])]
                     split[node] = low + _drawn(key, draw + 1) * (high - low)
                     left, right = begin, 0
                     for i in range(begin, end):
@@ -106,17 +110,20 @@ def isolation(columns: Matrix, n_trees: int, sample: int, height: int, key: np.u
                             right += 1
                     for i in range(right):
                         order[left + i] = aside[i]
-                    child[node] = count
+                    child[node] = np.uint64(count)
                     begins[count], ends[count], level[count] = begin, left, level[node] + 1
                     begins[count + 1], ends[count + 1], level[count + 1] = left, end, level[node] + 1
                     count += 2
                 draw += 2
             node += 1
         for i in range(n):
-            node = 0
-            while child[node] >= 0:
-                node = child[node] + (0 if columns[feature[node], i] <= split[node] else 1)
-            total[i] += path[node]
+            at[i] = ZERO
+        for _ in range(height):
+            for i in range(n):
+                place = at[i]
+                at[i] = child[place] + (ZERO if columns[feature[place], i] <= split[place] else ONE)
+        for i in range(n):
+            total[i] += path[at[i]]
     return total / n_trees
 
 

@@ -195,12 +195,16 @@ class Trainer:
             model.forget(fingerprint(customer))
 
     def _enough(self) -> bool:
-        """A tenth more events than the version before, within the settings' bounds; or the days they say went by, or
-        the shop turned quiet."""
+        """A tenth more events than the version before, within the settings' bounds.
+
+        Sooner where events are unlike it, the days that the settings say went by, or the shop turned quiet.
+        """
         if self._learner.churn.quiet != self._told_quiet:
             return True
         settings, before = self._settings.models, self._learner.learned.get("events", 0)
         step = min(max(before // 10, settings.publish_min_events), settings.publish_max_events)
+        if self._learner.anomaly.surprised:
+            step = settings.publish_min_events
         days = (self._stream_time_ms - self._since_ms) / DAY_MS
         return self._learned["events"] >= before + (1 if days >= settings.publish_max_days else step)
 

@@ -89,6 +89,18 @@ def test_figures_say_how_often_one_in_n_came_true() -> None:
     assert model.figures()["one_in_100"] == pytest.approx(100 * np.mean(rates[:2500] <= 0.01))
 
 
+def test_a_change_of_the_world_is_a_surprise_until_the_next_refit() -> None:
+    model = ReferenceForest(refit_every=0)
+    model.learn_many(shop(3000, seed=1))
+    model.refit()
+    model.learn_many(shop(2000, seed=2))
+    assert not model.surprised
+    model.learn_many(shop(500, seed=3) * [2.5, 1.0, 2.5, 1.0])
+    assert model.surprised
+    model.refit()
+    assert not model.surprised
+
+
 def test_rate_falls_as_the_score_rises_and_has_a_floor() -> None:
     model = fitted()
     rates = model.rate_many(np.linspace(-20, 20, 5000))
