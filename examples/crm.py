@@ -63,6 +63,8 @@ def decide(value: bytes | None) -> Action | None:
                 action, what = "review", f"{data['event']}, as unusual as one in {data['one_in']:,}"
             case "io.driftline.churn_wave.v1":
                 action, what = "review", "alerts are held back, a feed may be lost"
+            case "io.driftline.segment_lineage.v1":
+                action, what = "review", "campaigns that name a segment"
             case _:
                 return None
         why = "; ".join([what, *(reason["text"] for reason in data["reasons"])])

@@ -12,7 +12,9 @@ from stream.backends.memory import MemoryCluster, MemoryInputs, MemoryOutputs, M
 from stream.events import Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Outgoing
+from stream.processing.journal import Published
 from stream.processing.tick import TickResult
+from stream.processing.version import Version
 from stream.profile import profile
 from stream.settings import Settings
 from stream.trainer import Trainer
@@ -31,7 +33,14 @@ class Embedded:
     Stream time follows the records alone, so the same sources give the same alerts, byte for byte.
     """
 
-    def __init__(self, settings: Settings, topics: tuple[str, ...], on_tick: Callable[[TickResult], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topics: tuple[str, ...],
+        on_tick: Callable[[TickResult], None],
+        on_version: Callable[[Version, Published | None], None] = lambda *_: None,
+    ) -> None:
+        """`on_tick` sees every committed tick, `on_version` every model version with the alert published beside it."""
         self.settings = settings.model_copy(update={"tick": settings.tick.model_copy(update={"idle_after_s": 0.0})})
         self.metrics = Metrics()
         self.store = MemoryStore()
@@ -45,7 +54,15 @@ class Embedded:
         self.worker = Worker(
             self.settings,
             Ports(self._inputs, MemoryOutputs(cluster, instance), journal, models, self.store),
-            Trainer(self.settings, journal, models, lambda: MemoryOutputs(cluster, "trainer"), self.metrics, self._now),
+            Trainer(
+                self.settings,
+                journal,
+                models,
+                lambda: MemoryOutputs(cluster, "trainer"),
+                self.metrics,
+                self._now,
+                on_version,
+            ),
             self.metrics,
             Clock(self._now),
             on_tick,

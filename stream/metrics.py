@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stream.events import REASONS, Kind
-from stream.processing.alerts import ANOMALY, CHURN_RISK, KINDS, SEGMENT_CHANGED
+from stream.processing.alerts import ANOMALY, CHURN_RISK, CHURN_WAVE, KINDS, SEGMENT_CHANGED
 
 PHASES = ("poll", "load", "process", "commit", "apply", "train")
 BUILD = ("version", "code", "config", "worker")
@@ -25,11 +25,12 @@ LOST = {
 
 HELD: Mapping[str, Sequence[str]] = {
     "cool_down": (ANOMALY,),
-    "daily_cap": KINDS,
+    "daily_cap": (ANOMALY, SEGMENT_CHANGED, CHURN_RISK, CHURN_WAVE),
     "history": KINDS,
     "new_model_version": (SEGMENT_CHANGED,),
     "no_reason_in_words": (ANOMALY,),
     "not_risen": (CHURN_RISK,),
+    "quiet_shop": (CHURN_RISK,),
     "too_few_events": (ANOMALY,),
     "wave": (CHURN_RISK,),
 }

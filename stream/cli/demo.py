@@ -21,8 +21,10 @@ from rich.table import Table
 
 from stream.embedded import Embedded
 from stream.journey import TIMEZONE, TOPIC, Journey
-from stream.processing.alerts import ANOMALY, CHURN_RISK, KINDS, SEGMENT_CHANGED
+from stream.processing.alerts import ANOMALY, CHURN_RISK, KINDS, SEGMENT_CHANGED, SEGMENT_LINEAGE
+from stream.processing.journal import Published
 from stream.processing.tick import TickResult
+from stream.processing.version import Version
 from stream.settings import Settings
 
 SHOWN_EVERY_S = 0.25
@@ -63,14 +65,22 @@ class Summary:
         self.customers = result.entry.state.customers
         self.held.update(result.held)
         for published in result.entry.alerts:
-            if self.first_alert_s is None:
-                self.first_alert_s = time.monotonic() - self._began
-            alert = orjson.loads(published.value)
-            self.alerts[alert["data"]["kind"]].append(alert)
-            if self._as_json:
-                print(published.value.decode())
-            else:
-                self._show(alert)
+            self._take(published)
+
+    def see_version(self, _: Version, published: Published | None) -> None:
+        """Take note of a model version, and of what it changed of the segments."""
+        if published is not None:
+            self._take(published)
+
+    def _take(self, published: Published) -> None:
+        if self.first_alert_s is None:
+            self.first_alert_s = time.monotonic() - self._began
+        alert = orjson.loads(published.value)
+        self.alerts[alert["data"]["kind"]].append(alert)
+        if self._as_json:
+            print(published.value.decode())
+        else:
+            self._show(alert)
 
     def _show(self, alert: dict[str, Any]) -> None:
         kind, now = alert["data"]["kind"], time.monotonic()
@@ -124,7 +134,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         # One console draws bar and lines when both go to a terminal, so that neither overwrites the other.
         console = progress.console if sys.stdout.isatty() and not arguments.json else Console()
         summary = Summary(console, arguments.json)
-        embedded = Embedded(settings, (TOPIC,), summary.see)
+        embedded = Embedded(settings, (TOPIC,), summary.see, summary.see_version)
         embedded.run({TOPIC: islice(journey.records(), count)}, lambda fed: progress.advance(bar, fed))
     if not arguments.json:
         summary.print_to(console)
@@ -147,6 +157,8 @@ def line(alert: dict[str, Any]) -> str:
         colour, what = "yellow", f"one event in {data['one_in']:,}"
     elif kind == CHURN_RISK:
         colour, what = "red", f"{data['probability']:.0%} risk"
+    elif kind == SEGMENT_LINEAGE:
+        colour, what = "cyan", f"{len(data['changes'])} changes, {len(data['segments'])} segments"
     else:
         colour, what = "magenta", "held back"
     return f"{alert['time'][:10]} [{colour}]{kind:15}[/] {alert['subject']}  {what}: {why}"

@@ -18,7 +18,9 @@ from rich.console import Console
 from stream.adapters import records
 from stream.embedded import Embedded
 from stream.errors import SettingsError
+from stream.processing.journal import Published
 from stream.processing.tick import DeadLetter, TickResult
+from stream.processing.version import Version
 from stream.settings import Settings
 
 LATE_SHARE = 0.05
@@ -60,8 +62,13 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
             if letters is not None:
                 letters.writelines(_letter(letter) for letter in result.dead_letters)
 
+        def see_version(_: Version, alert: Published | None) -> None:
+            if alert is not None:
+                counts["alerts"] += 1
+                sys.stdout.buffer.write(alert.value + b"\n")
+
         customers = _open(stack, arguments.customers)
-        embedded = Embedded(settings, tuple(names), see)
+        embedded = Embedded(settings, tuple(names), see, see_version)
         embedded.run({name: records(path, name) for name, path in zip(names, arguments.files, strict=True)})
         sys.stdout.flush()
         if customers is not None:

@@ -77,7 +77,7 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
         settings,
         KafkaTopic(settings, settings.topic("journal")),
         KafkaTopic(settings, settings.topic("models"), owner="trainer"),
-        lambda: KafkaOutputs(settings, "trainer", topics=[settings.topic("models")]),
+        lambda: KafkaOutputs(settings, "trainer", topics=[settings.topic("models"), settings.topic("alerts")]),
         metrics,
         clock.wall_ms,
     )

@@ -15,7 +15,8 @@ ANOMALY = "anomaly"
 SEGMENT_CHANGED = "segment_changed"
 CHURN_RISK = "churn_risk"
 CHURN_WAVE = "churn_wave"
-KINDS = (ANOMALY, SEGMENT_CHANGED, CHURN_RISK, CHURN_WAVE)
+SEGMENT_LINEAGE = "segment_lineage"
+KINDS = (ANOMALY, SEGMENT_CHANGED, CHURN_RISK, CHURN_WAVE, SEGMENT_LINEAGE)
 
 CONTENT_TYPE = ("content-type", b"application/cloudevents+json; charset=UTF-8")
 
@@ -31,12 +32,15 @@ class Reason(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What every alert of a tick shares: who raised it, and from what it can be derived again."""
+    """What every alert of a tick shares: who raised it, and from what it can be derived again.
+
+    The trainer, which publishes a version and runs no tick, has neither task nor number.
+    """
 
     application: str
     incarnation: int
-    task: int
-    seq: int
+    task: int | None
+    seq: int | None
     config: str
     code: str
     model_version: int
@@ -97,8 +101,7 @@ def render(origin: Origin, alert: Alert) -> bytes:
             **{name: _rounded(value) for name, value in alert.details.items()},
             "model": {"version": origin.model_version, "trained_on": alert.model_trained},
             "derived_from": {
-                "task": origin.task,
-                "seq": origin.seq,
+                **({} if origin.task is None else {"task": origin.task, "seq": origin.seq}),
                 "incarnation": origin.incarnation,
                 "cause": alert.cause,
                 "config": origin.config,

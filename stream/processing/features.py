@@ -7,7 +7,15 @@ from numpy.typing import NDArray
 
 from stream.events import Event, Kind
 from stream.processing.customer import DAY_MS, ORDER_HALF_LIVES_DAYS, Rows
-from stream.processing.update import SESSION_GAP_MS, SPEND_HALF_LIVES_DAYS, LocalTime, bucket, decay
+from stream.processing.update import (
+    EWMA_RATE,
+    SESSION_GAP_MS,
+    SHARE_MEMORY,
+    SPEND_HALF_LIVES_DAYS,
+    LocalTime,
+    bucket,
+    decay,
+)
 
 Matrix = NDArray[np.float64]
 Times = int | NDArray[np.int64]
@@ -16,6 +24,10 @@ NAN = math.nan
 
 PRIOR_GAP_DAYS = 14.0
 """The gap expected of a customer before the first one is seen; it counts as two gaps."""
+SHORT_DAYS = 30.0
+"""A silence much shorter than this sets nobody apart."""
+PRIOR_EVENTS, USUAL_EVENING, USUAL_WEEKEND = 10.0, 0.25, 2.0 / 7.0
+"""The habits expected of a customer before any is seen; they count as ten events."""
 TREND_AFTER_DAYS = 30.0
 HABIT_EVENTS = 5
 """A customer's own habit (hour, category, amount, gap) is not a baseline before this many observations of it."""
@@ -91,62 +103,63 @@ def _spend_trend(row: np.void, time_ms: int, amount_minor: int) -> float:
 
 
 def segment_features(rows: Rows, time_ms: Times) -> Matrix:
-    """SEGMENT_FEATURES of customers at `time_ms`, shape (n, 8)."""
+    """SEGMENT_FEATURES of customers at `time_ms`, shape (n, 7).
+
+    All move slowly, so that one order moves nobody into another segment: rates and shares are drawn towards what is
+    usual while a customer has shown little, and a silence counts from `SHORT_DAYS` on.
+    """
     left = _decayed_orders(rows, time_ms)
     tenure = np.maximum(time_ms - rows["first_order"], 0) / DAY_MS + 1.0
-    expected_30 = _exposure(tenure, 30.0)
-    expected_90 = _exposure(tenure, 90.0)
+    silent = np.maximum(time_ms - rows["last_order"], 0) / DAY_MS
     share = rows["categories"].astype(np.float64) + 1e-9
     share /= share.sum(axis=1, keepdims=True)
+    events = np.minimum(rows["events"], SHARE_MEMORY)
+    evening, weekend = rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64), rows["weekend"].astype(np.float64)
     return np.column_stack(
         (
-            np.log((left[:, 2] + 0.3) / (expected_90 + 0.3 * PRIOR_GAP_DAYS) * 30.0),
-            np.log((left[:, 1] + 0.5) / (expected_30 + 0.5 * PRIOR_GAP_DAYS))
-            - np.log((left[:, 3] + 0.5) / (_exposure(tenure, 180.0) + 0.5 * PRIOR_GAP_DAYS)),
+            np.log((left[:, 2] + 1.0) / (_exposure(tenure, 90.0) + PRIOR_GAP_DAYS) * 30.0),
+            np.log(silent + SHORT_DAYS),
             rows["log_amount_mean"],
-            np.log1p(rows["items_ewma"]),
             np.where(rows["categorised"] > 0, -(share * np.log2(share)).sum(axis=1), 0.0),
-            rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64),
-            rows["weekend"].astype(np.float64),
+            (events * evening + PRIOR_EVENTS * USUAL_EVENING) / (events + PRIOR_EVENTS),
+            (events * weekend + PRIOR_EVENTS * USUAL_WEEKEND) / (events + PRIOR_EVENTS),
             np.log1p(rows["views"] / np.maximum(rows["orders"], 1)),
         )
     )
 
 
-def shrunk_gap_days(rows: Rows) -> NDArray[np.float64]:
+def usual_gap_days(rows: Rows) -> NDArray[np.float64]:
     """The gap to expect between a customer's orders: their own mean, drawn towards `PRIOR_GAP_DAYS` while few."""
     gaps = np.maximum(rows["order_days"] - 1, 0)
     return np.asarray((gaps * rows["gap_mean_days"] + 2.0 * PRIOR_GAP_DAYS) / (gaps + 2.0), np.float64)
 
 
-def churn_features(rows: Rows, time_ms: Times) -> Matrix:
-    """CHURN_FEATURES of customers at `time_ms`, shape (n, 16); defined for rows with at least one order."""
-    recency = np.maximum(time_ms - rows["last_order"], 0) / DAY_MS
-    tenure = np.maximum(time_ms - rows["first_order"], 0) / DAY_MS
-    gaps = np.maximum(rows["order_days"] - 1, 0)
-    typical = shrunk_gap_days(rows)
-    weight = np.minimum(gaps, 3)
-    recent = np.where(gaps > 0, (rows["gap_ewma_days"] * weight + PRIOR_GAP_DAYS) / (weight + 1.0), PRIOR_GAP_DAYS)
-    log_gap = (gaps * rows["log_gap_mean"] + 2.0 * math.log(PRIOR_GAP_DAYS)) / (gaps + 2.0)
-    log_variance = (rows["log_gap_m2"] + 2.0) / (gaps + 2.0)
-    left = _decayed_orders(rows, time_ms)
-    rate_30 = (left[:, 1] + 0.3) / (_exposure(tenure + 1.0, 30.0) + 0.3 * PRIOR_GAP_DAYS)
-    rate_180 = (left[:, 3] + 0.3) / (_exposure(tenure + 1.0, 180.0) + 0.3 * PRIOR_GAP_DAYS)
+def churn_columns(rows: Rows, time_ms: Times, minor_per_major: int) -> Matrix:
+    """CHURN_COLUMNS of customers at `time_ms`, shape (n, 24); defined for rows with at least one order."""
+    single = rows["order_days"] < 2
+    quarter = np.exp2(-np.maximum(time_ms - rows["orders_at"], 0) / (90.0 * DAY_MS))
+    last, earlier = rows["last_spend"], rows["spend_ewma"]
+    recent = np.where(single, last, earlier + EWMA_RATE * (last - earlier))
     return np.column_stack(
         (
-            np.log1p(recency),
-            np.log1p(tenure),
-            np.log(gaps + 1.0),
-            (gaps == 0).astype(np.float64),
-            np.log(recency + 0.5) - np.log(typical),
-            np.log(recency + 0.5) - np.log(recent),
-            np.where(gaps > 0, np.log(recency + 0.5) - np.log(rows["longest_gap_days"] + 1.0), 0.0),
-            (np.log1p(recency) - log_gap) / np.sqrt(log_variance + 0.05),
-            *(np.log(left[:, i] + 0.02) for i in range(len(ORDER_HALF_LIVES_DAYS))),
-            np.log((gaps + 0.5) / (tenure + PRIOR_GAP_DAYS)),
-            np.log(rate_30) - np.log(rate_180),
-            np.log(np.where(gaps > 0, rows["last_gap_days"], PRIOR_GAP_DAYS)),
+            np.maximum(rows["order_days"], 1),
+            np.maximum(time_ms - rows["last_order"], 0) / DAY_MS,
+            np.maximum(time_ms - rows["first_order"], 0) / DAY_MS,
+            rows["gap_mean_days"],
+            rows["gap_m2"],
+            rows["log_gap_mean"],
+            rows["log_gap_m2"],
+            rows["gap_ewma_days"],
+            rows["last_gap_days"],
+            rows["longest_gap_days"],
+            rows["gaps_over"],
+            _decayed_orders(rows, time_ms),
+            rows["spend_decayed"][:, 1] * quarter / minor_per_major,
+            rows["spend_minor"] / minor_per_major,
+            recent / minor_per_major,
+            last / minor_per_major,
             rows["log_amount_mean"],
+            rows["items_ewma"],
         )
     )
 

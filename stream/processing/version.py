@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from online_models import ChurnRisk, IncrementalKMeans, ReferenceForest
 from stream.errors import NewerSchema
 from stream.processing import sections
-from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES, SEGMENT_FEATURES
+from stream.processing.names import ANOMALY_FEATURES, SEGMENT_FEATURES
+from stream.processing.segment_names import profile
 from stream.settings import Models
 
 SCHEMA = 1
@@ -25,7 +26,7 @@ class Version:
 
     `segment_names` maps a segment's id to its name, `segment_shares` to its share of the sampled customers; `learned`
     counts events, customers and labels learned so far; `journal` is the offset up to which each journal partition
-    has been learned (exclusive).
+    has been learned (exclusive), `stream_time_ms` the latest stream time in it.
     """
 
     number: int
@@ -37,6 +38,19 @@ class Version:
     segment_shares: Mapping[int, float] = field(default_factory=dict)
     learned: Mapping[str, int] = field(default_factory=dict)
     journal: Mapping[int, int] = field(default_factory=dict)
+    stream_time_ms: int = 0
+
+    def segment(self, segment: int) -> dict[str, Any]:
+        """A segment as alerts describe it: id, name, share of customers, about how many, centre in plain units."""
+        share = self.segment_shares.get(segment, 0.0)
+        place = self.segments.ids.tolist().index(segment)
+        return {
+            "id": segment,
+            "name": self.segment_names.get(segment, ""),
+            "share": float(f"{share:.6g}"),
+            "customers": round(share * self.segments.population()),
+            "profile": profile(self.segments.centres()[place].tolist()),
+        }
 
 
 def warming(settings: Models) -> Version:
@@ -52,7 +66,7 @@ def warming(settings: Models) -> Version:
             refit_every=0,
             seed=settings.seed,
         ),
-        ChurnRisk(CHURN_FEATURES, min_labels=settings.min_labels),
+        ChurnRisk(settings.horizon_days, settings.min_labels, settings.seed),
     )
 
 
@@ -72,6 +86,7 @@ def to_bytes(version: Version, header: Mapping[str, Any]) -> bytes:
             "segment_names": {str(key): name for key, name in version.segment_names.items()},
             "segment_shares": {str(key): share for key, share in version.segment_shares.items()},
             "learned": dict(version.learned),
+            "stream_time_ms": version.stream_time_ms,
             "journal": {str(task): offset for task, offset in version.journal.items()},
             "sha256": _digest(arrays),
         },
@@ -100,12 +115,21 @@ def from_bytes(data: bytes) -> Version:
         header["parent"],
         ReferenceForest.from_arrays(_part(arrays, "anomaly")),
         IncrementalKMeans.from_arrays(_part(arrays, "segments")),
-        ChurnRisk.from_arrays(_part(arrays, "churn")),
+        _churn(_part(arrays, "churn")),
         {int(key): name for key, name in header["segment_names"].items()},
         {int(key): share for key, share in header["segment_shares"].items()},
         header["learned"],
         {int(task): offset for task, offset in header["journal"].items()},
+        header.get("stream_time_ms", 0),
     )
+
+
+def _churn(arrays: dict[str, NDArray[Any]]) -> ChurnRisk:
+    """The model in a snapshot; one of another form begins anew, as its labels come back by themselves."""
+    try:
+        return ChurnRisk.from_arrays(arrays)
+    except (KeyError, TypeError, ValueError):
+        return ChurnRisk()
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numba
 
-from tests.conformance.test_models import MODELS, NAMES, stream
+from tests.conformance.test_models import MODELS
 
 ROOT = Path(__file__).parents[2]
 ROWS = 270
@@ -20,11 +20,11 @@ def digests() -> dict[str, str]:
     found = {}
     for param in MODELS:
         case = param.values[0]
-        model, digest = case.build(features=NAMES), hashlib.sha256()
-        case.learn(model, stream(ROWS))
+        model, digest = case.new(), hashlib.sha256()
+        case.learn(model, case.stream(ROWS))
         for name, array in sorted(model.to_arrays().items()):
             digest.update(name.encode() + array.tobytes())
-        for answer in case.answers(model, stream(40, seed=4)):
+        for answer in case.answers(model, case.stream(40, seed=4)):
             digest.update(answer)
         found[param.id] = digest.hexdigest()
     return found

@@ -8,6 +8,7 @@
 6 each customer is known exactly
 7 the group is committed at the end of the input, with the stamp of the last tick
 8 each model version was published once, and learned each journal record before its offsets once
+9 each version that has other segments than the one before is told of once, and no other
 """
 
 from bisect import bisect_left
@@ -24,6 +25,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from stream.events import HISTORY_HEADER, EventRules, Record
 from stream.processing import clock, sections, tick
+from stream.processing.alerts import SEGMENT_LINEAGE
 from stream.processing.customer import ROW, SCHEMA, as_read, blank
 from stream.processing.journal import REWIND, Entry, TaskState, decode, encode, part_of
 from stream.processing.looking import Rules
@@ -53,6 +55,7 @@ class Seen(NamedTuple):
     inputs: Mapping[tuple[str, int], Sequence[Record]]
     ticks: Mapping[int, Sequence[Tick]]
     alerts: Sequence[tuple[bytes, bytes]]
+    lineage: Sequence[tuple[bytes, bytes]]
     letters: Sequence[Record]
     models: Sequence[Record]
     committed: Mapping[tuple[str, int], tuple[int, str] | None]
@@ -79,7 +82,7 @@ def look(settings: Settings, partitions: int) -> Seen:
         settings,
         inputs,
         ticks,
-        [(one.key or b"", one.value or b"") for one in topics["alerts"]],
+        *parted(topics["alerts"]),
         topics["dead_letters"],
         topics["models"],
         offsets,
@@ -87,6 +90,13 @@ def look(settings: Settings, partitions: int) -> Seen:
         {task: dues for task, (_, dues, _) in stored.items()},
         {task: marker for task, (_, _, marker) in stored.items()},
     )
+
+
+def parted(alerts: Sequence[Record]) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """Key and value of the alerts that ticks raised, and of those that came with model versions."""
+    both = [(one.key or b"", one.value or b"") for one in alerts]
+    lineage = [one for one in both if orjson.loads(one[1])["data"]["kind"] == SEGMENT_LINEAGE]
+    return [one for one in both if one not in lineage], lineage
 
 
 def check(settings: Settings, shop: Shop) -> Seen:
@@ -106,6 +116,7 @@ def check_all(seen: Seen, counts: Mapping[str, Counts], bad: Sequence[Bad]) -> N
     check_customers(seen, counts)
     check_the_group_is_at_the_end(seen)
     check_versions_learned_each_record_once(seen)
+    check_lineage_is_that_of_the_versions(seen)
 
 
 def check_the_journal_tiles_the_input(seen: Seen) -> None:
@@ -343,6 +354,31 @@ def check_versions_learned_each_record_once(seen: Seen) -> None:
         events, labels = sum(len(one.features) for one in before), sum(len(one.label_churned) for one in before)
         learned = version.learned["events"], version.learned["labels"]
         assert learned == (events, labels), f"version {number} learned {learned} events and labels of {events, labels}"
+
+
+def check_lineage_is_that_of_the_versions(seen: Seen) -> None:
+    """One alert for each version that has other segments than the one before, saying what they are."""
+    numbers = {int((one.key or b"").split(b"/")[1]) for one in seen.models if (one.key or b"").startswith(b"version/")}
+    versions = _versions(seen, numbers)
+    history_until_ms = max(
+        (one.entry.state.history_until_ms for ticks in seen.ticks.values() for one in ticks), default=0
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in seen.lineage:
+        data = orjson.loads(value)["data"]
+        assert key == seen.settings.application.name.encode()
+        assert data["to"] not in found, f"{data['to']} is told more than once"
+        found[data["to"]] = data
+    for number, version in versions.items():
+        before = versions.get(version.parent)
+        ids = before.segments.ids.tolist() if before else []
+        data = found.pop(f"version {number}", None)
+        if data is not None:
+            assert data["segments"] == [version.segment(one) for one in version.segments.ids.tolist()]
+            assert data["changes"]
+        elif version.journal and version.stream_time_ms > history_until_ms:  # else it learned elsewhere, or history
+            assert ids == version.segments.ids.tolist(), f"version {number} has other segments, and nobody was told"
+    assert not found, f"told of versions that were never published: {sorted(found)}"
 
 
 class _Kept:

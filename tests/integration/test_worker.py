@@ -80,6 +80,11 @@ def test_the_oracle_sees_what_is_tampered_with(site):
     assert "not those of the journal" in refuted(
         oracle.check_alerts_are_those_of_the_journal, seen._replace(alerts=[*seen.alerts, seen.alerts[0]])
     )
+    assert seen.lineage
+    assert "nobody was told" in refuted(oracle.check_lineage_is_that_of_the_versions, seen._replace(lineage=[]))
+    assert "told more than once" in refuted(
+        oracle.check_lineage_is_that_of_the_versions, seen._replace(lineage=[*seen.lineage, *seen.lineage])
+    )
     assert "more than once" in refuted(
         oracle.check_versions_learned_each_record_once, seen._replace(models=[*seen.models, *seen.models])
     )
@@ -394,7 +399,7 @@ def test_the_commands_show_a_running_worker_its_customers_and_its_alerts(site):
     assert Counts(known["events"], known["orders"], known["spend_minor"]) == site.shop.counts[customer]
 
     printed = site.ask("alerts", "--from-beginning", "--until-end").splitlines()
-    assert sorted(printed) == sorted(value for _, value in seen.alerts)
+    assert sorted(printed) == sorted(value for _, value in [*seen.alerts, *seen.lineage])
     assert printed
 
 

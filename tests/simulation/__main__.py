@@ -25,6 +25,7 @@ def outcome(seed: int) -> tuple[int, str | None, dict[str, int]]:
     happened["ticks"] = sum(map(len, seen.ticks.values()))
     happened["alerts"] = len(seen.alerts)
     happened["alerts of timers"] = sum(b'"cause":"due-' in value for _, value in seen.alerts)
+    happened["alerts of versions"] = len(seen.lineage)
     happened["model versions"] = len(seen.models)
     return seed, None, happened
 

@@ -38,6 +38,7 @@ def test_nothing_is_lost_repeated_or_stuck_in_300_schedules_of_faults() -> None:
     missing = [name for name in FAULTS if not happened[f"fault: {name}"]]
     assert not missing, f"faults that never happened: {missing}"
     assert happened["alerts"] > 10 * SCHEDULES, "too few alerts to show a repeated one"
+    assert happened["alerts of versions"] > SCHEDULES / 10, "too few alerts of a version to show a repeated one"
     assert happened["alerts of timers"] > SCHEDULES, "too few alerts without an event to show a repeated one"
 
 

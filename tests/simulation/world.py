@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import orjson
 
+from online_models import IncrementalKMeans
 from stream.chunks import chunked
 from stream.embedded import Embedded
 from stream.errors import Misconfigured, Retriable
@@ -61,6 +63,7 @@ def settings_for(max_events: int, cache_rows: int) -> Settings:
                 "anomaly_cooldown_hours": 24,
                 "segment_min_orders": 2,
                 "segment_dwell_days": 0,
+                "segment_dwell_gaps": 0,
                 "segment_margin": 0.05,
                 "churn_enter": 0.5,
             },
@@ -90,6 +93,15 @@ def trained() -> Version:
     embedded = Embedded(settings, settings.inputs, lambda _: None)
     embedded.run({topic: iter(records) for topic, records in logs.items()})
     return replace(embedded.worker.version, number=1, parent=0, learned={"events": 0, "labels": 0}, journal={})
+
+
+@cache
+def upended() -> Version:
+    """The same with segments that are not this shop's: the first version of a schedule has others, and says so."""
+    version = trained()
+    arrays = version.segments.to_arrays()
+    arrays["centres"] += 50.0 * np.arange(len(arrays["centres"]))[:, None]
+    return replace(version, segments=IncrementalKMeans.from_arrays(arrays))
 
 
 @dataclass
@@ -136,7 +148,7 @@ class World:
         self.server.lost_answers = draw.choice((0.0, 0.0, 0.05))
         self._history_share = draw.choice((0.0, 0.0, 0.3, 0.6))
         if draw.random() < 0.9:
-            self._publish(trained())
+            self._publish(upended() if self.seed % 2 else trained())
 
     def run(self) -> Seen:
         """The whole schedule; returns what it left.
@@ -195,7 +207,7 @@ class World:
             self.settings,
             inputs,
             {task: oracle.ticks_in(journal, task) for task in range(PARTITIONS)},
-            [(one.key or b"", one.value or b"") for one in records.get(self.settings.topic("alerts"), [])],
+            *oracle.parted(records.get(self.settings.topic("alerts"), [])),
             records.get(self.settings.topic("dead_letters"), []),
             records.get(self.settings.topic("models"), []),
             {

@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 
 from stream.embedded import Embedded
 from stream.events import Record
-from stream.processing.alerts import KINDS, rfc3339
+from stream.processing.alerts import KINDS, SEGMENT_LINEAGE, rfc3339
 from stream.settings import parse
 
 Alert = dict[str, Any]
@@ -87,6 +87,7 @@ def alerts() -> list[Alert]:
         parse(SETTINGS),
         ("purchases",),
         lambda result: found.extend(orjson.loads(alert.value) for alert in result.entry.alerts),
+        lambda _, alert: found.extend([orjson.loads(alert.value)] if alert else []),
     )
     embedded.run({"purchases": shop()})
     return found
@@ -132,7 +133,9 @@ def test_every_field_an_alert_carries_is_described(alerts: list[Alert]) -> None:
         own = SCHEMAS[f"{data['kind']}.v1.json"]["properties"]
         assert set(data) - set(shared) - set(own) == set()
         assert set(data["model"]) == set(shared["model"]["properties"])
-        assert set(data["derived_from"]) == set(shared["derived_from"]["properties"])
+        raised_by_a_tick = set() if data["kind"] == SEGMENT_LINEAGE else {"task", "seq"}
+        assert set(data["derived_from"]) | {"task", "seq"} == set(shared["derived_from"]["properties"])
+        assert raised_by_a_tick <= set(data["derived_from"])
     assert set(alerts[0]) == set(SCHEMAS["cloudevent.v1.json"]["properties"])
 
 
@@ -189,6 +192,9 @@ def test_a_wrong_alert_fails(alerts: list[Alert], spoil: Callable[[Alert], None]
         ("churn_risk", "probability", -0.1),
         ("churn_risk", "last_order", 1_750_000_000_000),
         ("churn_wave", "crossings", 2.5),
+        ("segment_changed", "to_segment", {"id": 1, "name": "Rare orders", "share": 0.1}),
+        ("segment_lineage", "changes", [{"what": "moved", "id": 1, "name": "Rare orders"}]),
+        ("segment_lineage", "from", "7"),
     ],
 )
 def test_a_value_out_of_its_range_fails(alerts: list[Alert], kind: str, field: str, value: object) -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from online_models import IncrementalKMeans, kmeans
-from online_models.kmeans import lloyd, plus_plus, squared_distances
+from online_models import IncrementalKMeans
+from online_models.kmeans import drawn, lloyd, nearest, squared_distances, swap
 
 UNITS = [1.0, 40.0, 9000.0]
 
@@ -30,8 +30,9 @@ def test_inertia_is_near_that_of_a_batch_run(seed: int) -> None:
     for start in range(0, 6000, 250):
         model.learn_many(rows[start : start + 250])
     points = standard(rows)
-    batch = min(lloyd(points, plus_plus(points, 6, (99, i)))[1] for i in range(10))
-    assert inertia(points, (model.centres() - rows.mean(axis=0)) / rows.std(axis=0)) < 1.05 * batch
+    starts = (points[np.random.default_rng(i).choice(6000, 6, replace=False)] for i in range(10))
+    batch = min(lloyd(points, start, 100)[1] for start in starts)
+    assert inertia(points, (model.centres() - rows.mean(axis=0)) / rows.std(axis=0)) < 1.03 * batch
 
 
 def test_no_segment_before_there_are_enough_customers() -> None:
@@ -61,24 +62,82 @@ def test_ids_hold_while_customers_drift_slowly() -> None:
     assert set(next(iter(seen))) == set(range(6))
 
 
-def test_fresh_centres_inherit_the_ids_of_the_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (rows, _) = IncrementalKMeans(refit_every=0), blobs(1500, seed=1)
+def test_fresh_centres_inherit_the_ids_of_the_old_ones() -> None:
+    model, (rows, _) = IncrementalKMeans(refit_every=0, better=10.0), blobs(1500, seed=1)  # every fresh start is taken
     model.learn_many(rows)
     model.refit()
-    before, as_good = model.profile(), 0
-    monkeypatch.setattr(kmeans, "BETTER", np.inf)  # take every fresh start
+    before = model.profile()
     for _ in range(8):
         model.refit()
-        if inertia(standard(rows), model.profile()) < 1.01 * inertia(standard(rows), before):
-            as_good += 1
-            assert model.profile() == pytest.approx(before, abs=0.05)
-    assert as_good > 2
+        assert model.lineage == []
+        assert model.ids.tolist() == list(range(6))
+        assert model.profile() == pytest.approx(before, abs=0.05)
+
+
+def test_ids_of_segments_that_are_gone_are_never_used_again() -> None:
+    model = IncrementalKMeans(n_clusters=3, refit_every=0)
+    random, seen = np.random.default_rng(1), set()
+    for step in range(6):
+        model.learn_many(
+            random.normal(size=(600, 2)) + random.uniform(-50, 50, (3, 2)).repeat(200, axis=0), np.arange(600)
+        )
+        model.refit()
+        born = {change.segment for change in model.lineage if change.what in ("born", "split")}
+        gone = {change.segment for change in model.lineage if change.what in ("merged", "retired")}
+        assert not born & seen
+        assert not gone & set(model.ids.tolist())
+        seen |= set(model.ids.tolist())
+        assert len(born) == (3 if step == 0 else len(gone))
+    assert len(seen) > 3
+
+
+def test_a_refit_in_steps_is_the_refit_and_changes_the_model_with_its_last_step_only() -> None:
+    whole, steps = IncrementalKMeans(refit_every=0), IncrementalKMeans(refit_every=0)
+    for model in (whole, steps):
+        model.learn_many(blobs(4000, seed=1)[0])
+    before, turns = steps.to_arrays(), 0
+    for _ in steps.refitting():
+        turns += 1
+        assert {name: array.tobytes() for name, array in steps.to_arrays().items()} == {
+            name: array.tobytes() for name, array in before.items()
+        }
+    whole.refit()
+    assert turns >= 3
+    assert steps.profile().tolist() == whole.profile().tolist()
 
 
 def test_empty_cluster_restarts_at_the_farthest_point() -> None:
     points = np.array([[0.0], [1.0], [10.0], [11.0], [100.0], [101.0]])
-    centres, left = lloyd(points, np.array([[0.5], [10.5], [9000.0]]))
-    assert (centres.ravel().tolist(), left) == ([0.5, 10.5, 100.5], 1.5)
+    centres, left, rests = lloyd(points, np.array([[0.5], [10.5], [9000.0]]), 20)
+    assert (centres.ravel().tolist(), left, rests) == ([0.5, 10.5, 100.5], 1.5, True)
+
+
+def test_first_centres_are_drawn_far_from_those_before() -> None:
+    points = np.concatenate([np.zeros((99, 1)), [[1000.0]]])
+    reached = ((points - points[0]) ** 2)[:, 0]
+    place, reach = drawn(points, reached, np.array([0.01, 0.99]))
+    assert place == 99
+    assert reach.tolist() == [0.0] * 100
+
+
+def test_a_swap_takes_the_centre_that_is_missed_least_and_only_where_it_helps() -> None:
+    points = np.array([[0.0], [0.2], [10.0], [10.2], [50.0]])
+    centres = np.array([[0.0], [0.2], [10.1]])
+    swap(points, centres, 0.999)  # draws the far point
+    assert centres.ravel().tolist() in ([50.0, 0.2, 10.1], [0.0, 50.0, 10.1])
+    good = np.array([[0.1], [10.1], [50.0]])
+    swap(points, good, 0.1)
+    assert good.ravel().tolist() == [0.1, 10.1, 50.0]
+
+
+def test_nearest_and_second_nearest_are_those_of_the_whole_table_of_distances() -> None:
+    random = np.random.default_rng(1)
+    points, centres = random.normal(size=(300, 4)), random.normal(size=(5, 4))
+    table = squared_distances(points, centres)
+    labels, first, second = nearest(points, centres)
+    assert labels.tolist() == table.argmin(axis=1).tolist()
+    assert first.tolist() == table.min(axis=1).tolist()
+    assert second.tolist() == np.sort(table, axis=1)[:, 1].tolist()
 
 
 def test_heavy_users_do_not_own_the_centres() -> None:
@@ -150,5 +209,5 @@ def test_fewer_places_than_clusters_still_ends() -> None:
 
 
 def test_nonsense_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="found n_clusters=6, min_customers=3 and sample=2000"):
+    with pytest.raises(ValueError, match="found n_clusters=6, min_customers=3 and sample=4000"):
         IncrementalKMeans(min_customers=3)
