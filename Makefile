@@ -14,7 +14,7 @@ $(READY): requirements-dev.lock pyproject.toml
 SEEDS ?= 0:10000
 SPEED ?= 21600
 
-.PHONY: demo up down status test check simulate bench lock clean help
+.PHONY: demo up down status test check simulate bench bench-models lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
@@ -45,6 +45,13 @@ simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker
 
+bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets, an .npz or a folder of ADBench's files
+	@test -n "$(DATA)" || { echo "give DATA=PATH: an .npz, or adbench/datasets/Classical of a clone of github.com/Minqi824/ADBench"; exit 2; }
+	$(RUN) pip install --quiet --disable-pip-version-check --group bench
+	$(RUN) benchmarks.models_anomaly speed
+	$(RUN) benchmarks.models_anomaly quality $(DATA)
+	$(RUN) benchmarks.models_anomaly calibration $(DATA)
+
 lock: $(READY)  ## write requirements-dev.lock anew from pyproject.toml
 	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --group dev --all-extras --no-emit-package driftline --output-file requirements-dev.lock pyproject.toml
 
@@ -52,4 +59,4 @@ clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

@@ -1,7 +1,7 @@
 """What the models share: rows from dicts, hashing instead of random generators, snapshots made of plain arrays."""
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -66,7 +66,7 @@ class ArrayModel:
         config = {
             "model": type(self).__name__,
             "schema": self.schema,
-            "parameters": self._get_params(),  # type: ignore[attr-defined]  # River's Base is the other parent
+            "parameters": self._parameters(),
             "names": self._names,
             "numbers": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
         }
@@ -83,11 +83,21 @@ class ArrayModel:
                 f"snapshot holds {found[0]} schema {found[1]}, this code reads {known[0]} schema {known[1]}"
             )
         model = cls(**config["parameters"])
-        model._names = None if config["names"] is None else tuple(config["names"])
+        if config["names"] is not None:
+            model._adopt(config["names"])
         for name in cls._state:
             numbers = config["numbers"]
             setattr(model, name, numbers[name] if name in numbers else np.array(arrays[name.lstrip("_")]))
+        model._restored()
         return model
+
+    def _parameters(self) -> dict[str, Any]:
+        """What the constructor takes, in JSON's types."""
+        parameters: dict[str, Any] = self._get_params()  # type: ignore[attr-defined]  # River's Base is the other parent
+        return parameters
+
+    def _restored(self) -> None:
+        """Make anew what is a function of the state."""
 
     def _start(self) -> None:
         self._names = None
@@ -151,6 +161,11 @@ class RefittedModel(ArrayModel):
         raise NotImplementedError
 
     def _learn(self, X: npt.ArrayLike, keys: npt.ArrayLike | None) -> None:
+        for rows, hashes in self._stretches(X, keys):
+            self._absorb(rows, hashes)
+
+    def _stretches(self, X: npt.ArrayLike, keys: npt.ArrayLike | None) -> Iterator[tuple[Matrix, Hashes]]:
+        """The rows and their hashed keys, cut where refits fall; a stretch counts as learned when the next begins."""
         rows = self._learnable(X)
         if keys is None:
             keys = np.arange(self._learned, self._learned + len(rows))
@@ -159,7 +174,7 @@ class RefittedModel(ArrayModel):
             raise ValueError(f"found {len(hashes)} keys for {len(rows)} rows, expected one per row")
         while len(rows):
             n = min(len(rows), self._due - self._learned) if self._due > self._learned else len(rows)
-            self._absorb(rows[:n], hashes[:n])
+            yield rows[:n], hashes[:n]
             self._learned += n
             rows, hashes = rows[n:], hashes[n:]
             if self._learned == self._due:

@@ -145,14 +145,38 @@ def _csv(path: Path, topic: str) -> Iterator[bytes]:
             yield orjson.dumps(order)
 
 
-def _places(path: Path, header: list[str]) -> dict[str, int]:
+def is_event_log(path: Path) -> bool:
+    """Whether a CSV's first line names a customer and a time.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as text:
+            return _usable_places(_found_places(next(csv.reader(text), [])))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"{path} is no CSV in UTF-8: {error}") from None
+
+
+def _found_places(header: list[str]) -> dict[str, int]:
     plain = ["".join(character for character in name.lower() if character.isalnum()) for name in header]
     places = {}
     for field, names in COLUMNS.items():
         found = [plain.index(name) for name in names if name in plain]
         if found:
             places[field] = found[0]
-    if "timestamp" not in places or not ("userId" in places or "anonymousId" in places):
+    return places
+
+
+def _usable_places(places: Mapping[str, int]) -> bool:
+    return "timestamp" in places and ("userId" in places or "anonymousId" in places)
+
+
+def _places(path: Path, header: list[str]) -> dict[str, int]:
+    places = _found_places(header)
+    if not _usable_places(places):
         customers, times = (", ".join(COLUMNS[field][:4]) for field in ("userId", "timestamp"))
         raise SettingsError(
             f"{path}: its columns are {', '.join(header) or 'none'}; a customer column ({customers}, …) and one "

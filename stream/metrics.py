@@ -30,6 +30,7 @@ HELD: Mapping[str, Sequence[str]] = {
     "new_model_version": (SEGMENT_CHANGED,),
     "no_reason_in_words": (ANOMALY,),
     "not_risen": (CHURN_RISK,),
+    "quiet_shop": (CHURN_RISK,),
     "too_few_events": (ANOMALY,),
     "wave": (CHURN_RISK,),
 }

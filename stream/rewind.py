@@ -22,7 +22,7 @@ from stream.errors import JournalGap, StoreAhead
 from stream.ports import UNSTAMPED, Committed, Inputs, Marker, Offset, Outputs, Store, Token, Topic
 from stream.processing.customer import ROW, Rows, blank
 from stream.processing.journal import REWIND, Entry, TaskState, encode, part_of
-from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES
+from stream.processing.names import ANOMALY_FEATURES, CHURN_COLUMNS
 from stream.processing.version import WARMING
 from stream.recovery import Recovery, entries, last_entry
 from stream.settings import Settings
@@ -366,8 +366,9 @@ class Rewind:
             features=np.zeros((0, len(ANOMALY_FEATURES)), np.float32),
             scores=np.zeros(0, np.float32),
             label_who=nobody,
-            label_features=np.zeros((0, len(CHURN_FEATURES)), np.float32),
+            label_features=np.zeros((0, len(CHURN_COLUMNS)), np.float32),
             label_churned=np.zeros(0, np.bool_),
+            label_taken_ms=np.zeros(0, np.int64),
         )
         headers = {"driftline-seq": b"%d" % state.seq}
         records = chunked(settings.topic("journal"), task, b"%d" % task, encode(entry), headers)

@@ -159,6 +159,12 @@ class Alerts(Section):
     segment_min_orders: int = Field(3, ge=1, description="purchase occasions before a customer is given a segment")
     churn_enter: float = Field(0.5, gt=0, lt=1, description="churn risk is high from this probability on")
     churn_clear: float = Field(0.3, gt=0, lt=1, description="and no longer high below this one")
+    churn_risen: float = Field(
+        0.5,
+        ge=0,
+        le=10,
+        description="and only where its logit has risen by this since the last order; 0 = rare buyers, always at risk, are alerted too",
+    )
     max_per_day: int = Field(1_000, ge=1, description="most alerts of one kind, task and day of stream time")
     wave_share: float = Field(0.02, gt=0, le=1, description="a share of customers crossing in an hour that is a lost feed, not churn")  # fmt: skip
     wave_min: int = Field(25, ge=1, description="fewer crossings in an hour than this are never a wave")
@@ -181,7 +187,7 @@ class Models(Section):
         1_000, ge=100, le=20_000, description="events before anomalies are scored: the first reference"
     )
     first_customers: int = Field(300, ge=50, le=2_000, description="customers with orders before segments are formed")
-    min_labels: int = Field(300, ge=20, description="matured examples before churn risk is alerted")
+    min_labels: int = Field(50, ge=20, description="matured examples before churn risk is alerted")
     publish_min_events: int = Field(2_500, ge=100, description="events learned between the first versions")
     publish_max_events: int = Field(100_000, ge=100, description="events learned between later versions")
     publish_max_days: float = Field(7.0, gt=0, le=365, description="a version comes at least this often where anything is learned, d of stream time")  # fmt: skip
@@ -192,7 +198,7 @@ class Journal(Section):
     """The journal topic."""
 
     retention_days: float = Field(7.0, ge=1, le=90, description="retention of the journal; every row is written again within half of it, d")  # fmt: skip
-    schema_version: int | None = Field(None, ge=1, le=2, description="write rows and journal in this schema; by default a task goes on in the one it is found in. Raise it once every worker runs this release; it is never lowered")  # fmt: skip
+    schema_version: int | None = Field(None, ge=1, le=3, description="write rows and journal in this schema; by default a task goes on in the one it is found in. Raise it once every worker runs this release; it is never lowered")  # fmt: skip
 
 
 class DeadLetters(Section):

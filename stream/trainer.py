@@ -14,13 +14,13 @@ import numpy as np
 
 from stream.chunks import Chunks, chunked
 from stream.errors import OutcomeUnknown, TaskLost
-from stream.events import fingerprint
+from stream.events import fingerprint, minor_digits
 from stream.metrics import Metrics
 from stream.ports import Outgoing, Outputs, Token, Topic
 from stream.processing import journal
 from stream.processing.alerts import CONTENT_TYPE, SEGMENT_LINEAGE, Alert, Origin, alert_id, render
 from stream.processing.customer import DAY_MS
-from stream.processing.features import segment_features
+from stream.processing.features import churn_columns, segment_features
 from stream.processing.segment_lineage import announce
 from stream.processing.segment_names import names
 from stream.processing.tick import CODE
@@ -34,6 +34,8 @@ STEP_RECORDS = 20
 """Journal records learned between two ticks of the worker."""
 NO_GROUP = Token(0, frozenset(), None)
 KEEP_VERSIONS = 3
+LAGGING_MS = 2 * DAY_MS
+"""A task further behind the others than this is not waited for."""
 
 
 class Trainer:
@@ -67,6 +69,9 @@ class Trainer:
         self._next_task = 0
         self._fitting: Iterator[None] | None = None
         self._stream_time_ms = self._since_ms = self._history_until_ms = self._incarnation = 0
+        self._minor_per_major = 10 ** minor_digits(settings.application.currency)
+        self._times: dict[int, int] = {}
+        self._told_quiet = False
 
     def step(self) -> bool:
         """Learn a bounded number of journal records, or go on with a version; returns whether there was any work.
@@ -127,6 +132,12 @@ class Trainer:
         self._chunks = {}
         self._fitting = None
         self._stream_time_ms = self._since_ms = self._learner.stream_time_ms
+        self._times = {}
+        models = self._settings.models
+        if self._learner.churn.horizon_days != models.horizon_days or self._learner.churn.seed != models.seed:
+            log.warning("models.horizon_days or models.seed has changed: churn risk is learned anew")
+            self._learner = replace(self._learner, churn=warming(models).churn)
+        self._told_quiet = self._learner.churn.quiet
         self._outputs = outputs  # last: only a whole take-over counts
         self._metrics.training.set(1)
         log.info("trainer takes over", extra={"version": self._learner.number, "learned": dict(self._learned)})
@@ -156,8 +167,7 @@ class Trainer:
             models.segments.learn_many(segment_features(rows[index], now_ms), hashes)
         for customer in entry.forgotten:
             models.segments.forget(fingerprint(customer))
-        if len(entry.label_churned):
-            models.churn.learn_many(entry.label_features.astype(np.float64), entry.label_churned)
+        self._learn_churn(entry)
         for what, count in (
             ("events", len(entry.features)),
             ("customers", len(index)),
@@ -166,10 +176,35 @@ class Trainer:
             self._learned[what] += count
             self._metrics.learned.labels(what).inc(count)
 
+    def _learn_churn(self, entry: journal.Entry) -> None:
+        """Days that have gone by for all tasks, then labels, then the customers as they are."""
+        model, rows = self._learner.churn, entry.rows
+        self._times[entry.task] = max(entry.state.stream_time_ms, self._times.get(entry.task, 0))
+        latest = max(self._times.values())
+        slowest = min(time_ms for time_ms in self._times.values() if time_ms >= latest - LAGGING_MS)
+        model.turn(slowest // DAY_MS - 1)
+        if len(entry.label_churned):
+            model.learn_many(entry.label_features, entry.label_churned, entry.label_taken_ms / DAY_MS)
+        known = np.array([not customer.startswith("anon:") for customer in entry.customers], np.bool_)
+        index = np.flatnonzero(known & (rows["orders"] > 0))
+        if len(index):
+            now_ms = np.maximum(entry.state.stream_time_ms, rows["last_seen"][index])
+            hashes = np.array([fingerprint(entry.customers[i]) for i in index.tolist()], np.uint64)
+            model.observe(churn_columns(rows[index], now_ms, self._minor_per_major), hashes, now_ms / DAY_MS)
+        for customer in entry.forgotten:
+            model.forget(fingerprint(customer))
+
     def _enough(self) -> bool:
-        """A tenth more events than the version before, within the settings' bounds, or as many days as they say."""
+        """A tenth more events than the version before, within the settings' bounds.
+
+        Sooner where events are unlike it, the days that the settings say went by, or the shop turned quiet.
+        """
+        if self._learner.churn.quiet != self._told_quiet:
+            return True
         settings, before = self._settings.models, self._learner.learned.get("events", 0)
         step = min(max(before // 10, settings.publish_min_events), settings.publish_max_events)
+        if self._learner.anomaly.surprised:
+            step = settings.publish_min_events
         days = (self._stream_time_ms - self._since_ms) / DAY_MS
         return self._learned["events"] >= before + (1 if days >= settings.publish_max_days else step)
 
@@ -216,6 +251,7 @@ class Trainer:
         if self._write(version, alert):
             self._learner, self._since_ms = version, version.stream_time_ms
             self._on_version(version, alert)
+        self._told_quiet = models.churn.quiet
 
     def _lineage(self, version: Version) -> journal.Published | None:
         """What changed of the segments' identities; None where nothing did, or it is history."""

@@ -127,6 +127,9 @@ class Worker:
         """What keeps it from being ready; None when it is."""
         if self._token is None:
             return "not a member of the group: starting, a rebalance goes on, or Kafka does not answer"
+        stands_s = self._clock.monotonic() - self.turned_at
+        if stands_s > self._settings.kafka.session_timeout_s:
+            return f"one turn of the loop has lasted for {stands_s:.0f} s: Kafka does not answer, or Redis"
         tasks = [task.number for task in list(self._tasks.values()) if task.recovery is not None]
         return f"recovering tasks {tasks}{self._fault and ': '}{self._fault}" if tasks else None
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from online_models import ChurnRisk
+from online_models.churn import PARTS
 from stream.backends.memory import MemoryTopic
 from stream.embedded import Embedded
 from stream.events import FORGET_HEADER, Event, EventRules, Kind, Record, fingerprint
@@ -115,15 +117,28 @@ class SilenceRisk:
 
     ready = True
     n_labels = 1_000
+    quiet = False
+    activity = 1.0
 
     def __init__(self, days: float = 20.0, least: float = 0.0) -> None:
         self.days, self.least = days, least
 
-    def predict_proba_many(self, features: np.ndarray) -> np.ndarray:
-        return np.clip(np.expm1(features[:, 0]) / self.days, self.least, 0.99)
+    def predict_proba_many(self, columns: np.ndarray, ahead_days: float = 0.0) -> np.ndarray:
+        return np.clip((columns[:, 1] + ahead_days) / self.days, self.least, 0.99)
 
-    def logit_contributions_many(self, features: np.ndarray) -> np.ndarray:
-        return features
+    def features_many(self, columns: np.ndarray) -> np.ndarray:
+        return ChurnRisk().features_many(columns)
+
+    def logit_contributions_many(self, columns: np.ndarray) -> np.ndarray:
+        parts = np.zeros((len(columns), len(PARTS)))
+        parts[:, 0] = columns[:, 1]
+        return parts
+
+    def gap_many(self, columns: np.ndarray) -> np.ndarray:
+        return np.full(len(columns), 7.0)
+
+    def next_order_many(self, columns: np.ndarray) -> np.ndarray:
+        return np.full(len(columns), 5.0)
 
 
 def silence_version(settings: Settings, days: float = 20.0, least: float = 0.0) -> Version:

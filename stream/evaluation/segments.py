@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stream.adapters import records
-from stream.cli.progress import progress
 from stream.embedded import Embedded
 from stream.errors import SettingsError
 from stream.evaluation import clusterings
@@ -262,8 +262,10 @@ def run(evaluation: Evaluation, settings: Settings, topic: str, source: Any, eve
         evaluation.lineage += alert is not None
 
     evaluation.embedded = Embedded(settings, (topic,), evaluation.see, see_version)
-    with progress("evaluating", events) as advance:
-        evaluation.embedded.run({topic: iter(source)}, advance)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("evaluating", total=events)
+        evaluation.embedded.run({topic: iter(source)}, lambda fed: progress.advance(bar, fed))
 
 
 def _mean(values: list[float]) -> float:

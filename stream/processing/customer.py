@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.processing.names import CHURN_FEATURES
+from stream.processing.names import CHURN_COLUMNS
 
-SCHEMA = 2
+SCHEMA = 3
 """The newest version of the row, which is `ROW`; `OLDEST_SCHEMA` is the oldest that is still read and written.
 
 A task goes on in the schema it is found in until `journal.schema_version` says otherwise, so that the release before
@@ -21,6 +21,8 @@ OLDEST_SCHEMA = 1
 
 DAY_MS = 86_400_000
 ORDER_HALF_LIVES_DAYS = (7.0, 30.0, 90.0, 180.0)
+LONG_GAPS_DAYS = (7.0, 14.0, 28.0, 60.0)
+MOST_GAPS = 65_535
 PARTS_OF_DAY = 8
 CATEGORY_BUCKETS = 16
 RECENT_MESSAGES = 16
@@ -33,7 +35,7 @@ Rows = NDArray[np.void]
 class Field(NamedTuple):
     """One field of the row: numpy type (with shape), unit, meaning, and the paper or practice it comes from.
 
-    `since` is the schema that brought it; rows of an older one have it blank.
+    `since` is the schema that brought it; rows of an older one have it blank. `until` is the last schema that has it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Field(NamedTuple):
     meaning: str
     source: str
     since: int = 1
+    until: int = SCHEMA
 
 
 FIELDS = (
@@ -99,17 +102,27 @@ FIELDS = (
     Field("anomaly_quiet_until", "i8", "ms", "no further anomaly alert before", "cool-down"),
     Field("churn", "f8", "probability", "no order within the horizon; NaN = not scored yet", "logistic regression, online"),
     Field("churn_high", "i4", "flag", "1 from the churn alert until the risk is cleared", "hysteresis"),
-    Field("label_at", "i8", "ms", "when the waiting example matures, or the next one is taken", "delayed labels"),
-    Field("label_taken", "i8", "ms", "when the waiting example was taken, 0 = none waits", "delayed labels"),
-    Field("label_bought", "i4", "flag", "1 when an order came while the example waits", "delayed labels"),
-    Field("label_features", f"({len(CHURN_FEATURES)},)f4", "features", "the waiting example, as it was taken", "delayed labels"),
+    Field("label_at", "i8", "ms", "when the waiting example matures, or the next one is taken", "delayed labels", until=2),
+    Field("label_taken", "i8", "ms", "when the waiting example was taken, 0 = none waits", "delayed labels", until=2),
+    Field("label_bought", "i4", "flag", "1 when an order came while the example waits", "delayed labels", until=2),
+    Field("label_features", "(16,)f4", "features", "the waiting example, as it was taken", "delayed labels", until=2),
     Field("alerts", "i4", "count", "alerts published about this customer", "exact counter", since=2),
     Field("alerted_at", "i8", "ms", "stream time of the last of them", "customer relations practice", since=2),
+    Field("gap_m2", "f4", "days²", "sum of squared deviations of the gap", "Welford 1962", since=3),
+    Field("gaps_over", "(4,)u2", "count", "gaps longer than 7, 14, 28 and 60 days", "exact counter", since=3),
+    Field("last_spend", "f4", "minor units", "spend of the last purchase occasion", "RFM practice", since=3),
+    Field("spend_ewma", "f4", "minor units", "spend of the occasions before it, exponentially weighted, rate 0.3", "Roberts 1959", since=3),
+    Field("churn_due", "i8", "ms", "when the churn risk of a silent customer is looked at again", "two-speed timers", since=3),
+    Field("example_at", "i8", "ms", "moment of the example that waits for its churn label; it may lie ahead", "delayed labels", since=3),
+    Field("example_bought", "u1", "flag", "1 when an order came after that moment, within the horizon", "delayed labels", since=3),
+    Field("example", f"({len(CHURN_COLUMNS)},)f4", "columns", "the row as it was at that moment, kept when that order came; until then it follows from the row", "delayed labels", since=3),
 )  # fmt: skip
 """The row, field by field. docs/customers.md is written from this table."""
 
 ROWS = {
-    schema: np.dtype([(field.name, field.type) for field in FIELDS if field.since <= schema]).newbyteorder("<")
+    schema: np.dtype(
+        [(field.name, field.type) for field in FIELDS if field.since <= schema <= field.until]
+    ).newbyteorder("<")
     for schema in range(OLDEST_SCHEMA, SCHEMA + 1)
 }
 """The row of each schema that this release reads and writes."""
@@ -131,14 +144,31 @@ def as_written(rows: Rows, schema: int) -> Rows:
 
 
 def as_read(data: bytes, schema: int) -> Rows:
-    """Rows of `ROW` from the bytes of a schema that this release reads: what came later is blank."""
+    """Rows of `ROW` from the bytes of a schema that this release reads: what came later is blank or estimated."""
     rows = np.frombuffer(data, ROWS[schema])
-    return rows if schema == SCHEMA else _copied(rows, blank(len(rows)))
+    return rows if schema == SCHEMA else _migrated(rows)
 
 
 def without_news(rows: Rows, schema: int) -> Rows:
     """Rows of `ROW` as a reader of that schema's bytes would have them."""
-    return rows if schema == SCHEMA else _copied(as_written(rows, schema), blank(len(rows)))
+    return rows if schema == SCHEMA else _migrated(as_written(rows, schema))
+
+
+def _migrated(rows: Rows) -> Rows:
+    """Rows of an older schema in the newest. What an older row did not count of its gaps is what their log's mean and
+    variance make likely; an example that waits in it is of another form, and dropped."""
+    after = _copied(rows, blank(len(rows)))
+    gaps = np.maximum(rows["order_days"] - 1, 0)
+    spread = np.sqrt(rows["log_gap_m2"] / np.maximum(gaps, 1) + 0.1)
+    for i, days in enumerate(LONG_GAPS_DAYS):
+        beyond = 1.0 / (1.0 + np.exp(1.702 * (np.log(days) - rows["log_gap_mean"]) / spread))
+        after["gaps_over"][:, i] = np.minimum(np.round(gaps * beyond), MOST_GAPS)
+    after["gap_m2"] = (
+        gaps * np.square(rows["gap_mean_days"]) * np.expm1(np.minimum(np.square(spread), 2.0)) * (gaps > 1)
+    )
+    spend = rows["spend_minor"] / np.maximum(rows["priced"], 1)
+    after["last_spend"] = after["spend_ewma"] = np.maximum(spend, 0.0)
+    return after
 
 
 def _copied(rows: Rows, to: Rows) -> Rows:

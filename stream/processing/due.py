@@ -6,10 +6,8 @@ from numpy.typing import NDArray
 from stream.processing.customer import DAY_MS
 from stream.processing.looking import Looking
 
-NEAR_DAYS = 1.0
 FAR_DAYS = 7.0
-NEAR = 0.5
-"""Above this share of the churn threshold a customer is looked at every `NEAR_DAYS`, below it every `FAR_DAYS`."""
+"""How often a row is looked at that nothing else makes due."""
 
 
 def expired(looking: Looking) -> NDArray[np.bool_]:
@@ -27,10 +25,7 @@ def schedule(looking: Looking) -> None:
     """
     rows, settings = looking.rows, looking.rules.settings
     days = np.where(looking.anonymous, settings.customers.anonymous_retention_days, settings.customers.retention_days)
-    near = ~looking.anonymous & (rows["churn_high"] == 0) & (rows["churn"] >= NEAR * settings.alerts.churn_enter)
-    longest = settings.journal.retention_days / 2
-    sleep = np.where(near, min(NEAR_DAYS, longest), min(FAR_DAYS, longest)) * DAY_MS
-    due = looking.now_ms + sleep.astype(np.int64)
-    due = np.where(rows["label_at"] > 0, np.minimum(due, rows["label_at"]), due)
+    due = looking.now_ms + round(min(FAR_DAYS, settings.journal.retention_days / 2) * DAY_MS)
+    due = np.where(rows["churn_due"] > 0, np.minimum(due, rows["churn_due"]), due)
     due = np.minimum(due, rows["last_seen"] + (days * DAY_MS).astype(np.int64))
     rows["due"] = np.maximum(due, looking.now_ms + 1)

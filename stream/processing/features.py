@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 
 from stream.events import Event, Kind
 from stream.processing.customer import DAY_MS, ORDER_HALF_LIVES_DAYS, Rows
-from stream.processing.update import SESSION_GAP_MS, SPEND_HALF_LIVES_DAYS, LocalTime, bucket, decay
+from stream.processing.update import (
+    EWMA_RATE,
+    SESSION_GAP_MS,
+    SPEND_HALF_LIVES_DAYS,
+    LocalTime,
+    bucket,
+    decay,
+)
 
 Matrix = NDArray[np.float64]
 Times = int | NDArray[np.int64]
@@ -120,40 +127,38 @@ def segment_features(rows: Rows, time_ms: Times) -> Matrix:
     )
 
 
-def shrunk_gap_days(rows: Rows) -> NDArray[np.float64]:
+def usual_gap_days(rows: Rows) -> NDArray[np.float64]:
     """The gap to expect between a customer's orders: their own mean, drawn towards `PRIOR_GAP_DAYS` while few."""
     gaps = np.maximum(rows["order_days"] - 1, 0)
     return np.asarray((gaps * rows["gap_mean_days"] + 2.0 * PRIOR_GAP_DAYS) / (gaps + 2.0), np.float64)
 
 
-def churn_features(rows: Rows, time_ms: Times) -> Matrix:
-    """CHURN_FEATURES of customers at `time_ms`, shape (n, 16); defined for rows with at least one order."""
-    recency = np.maximum(time_ms - rows["last_order"], 0) / DAY_MS
-    tenure = np.maximum(time_ms - rows["first_order"], 0) / DAY_MS
-    gaps = np.maximum(rows["order_days"] - 1, 0)
-    typical = shrunk_gap_days(rows)
-    weight = np.minimum(gaps, 3)
-    recent = np.where(gaps > 0, (rows["gap_ewma_days"] * weight + PRIOR_GAP_DAYS) / (weight + 1.0), PRIOR_GAP_DAYS)
-    log_gap = (gaps * rows["log_gap_mean"] + 2.0 * math.log(PRIOR_GAP_DAYS)) / (gaps + 2.0)
-    log_variance = (rows["log_gap_m2"] + 2.0) / (gaps + 2.0)
-    left = _decayed_orders(rows, time_ms)
-    rate_30 = (left[:, 1] + 0.3) / (_exposure(tenure + 1.0, 30.0) + 0.3 * PRIOR_GAP_DAYS)
-    rate_180 = (left[:, 3] + 0.3) / (_exposure(tenure + 1.0, 180.0) + 0.3 * PRIOR_GAP_DAYS)
+def churn_columns(rows: Rows, time_ms: Times, minor_per_major: int) -> Matrix:
+    """CHURN_COLUMNS of customers at `time_ms`, shape (n, 24); defined for rows with at least one order."""
+    single = rows["order_days"] < 2
+    quarter = np.exp2(-np.maximum(time_ms - rows["orders_at"], 0) / (90.0 * DAY_MS))
+    last, earlier = rows["last_spend"], rows["spend_ewma"]
+    recent = np.where(single, last, earlier + EWMA_RATE * (last - earlier))
     return np.column_stack(
         (
-            np.log1p(recency),
-            np.log1p(tenure),
-            np.log(gaps + 1.0),
-            (gaps == 0).astype(np.float64),
-            np.log(recency + 0.5) - np.log(typical),
-            np.log(recency + 0.5) - np.log(recent),
-            np.where(gaps > 0, np.log(recency + 0.5) - np.log(rows["longest_gap_days"] + 1.0), 0.0),
-            (np.log1p(recency) - log_gap) / np.sqrt(log_variance + 0.05),
-            *(np.log(left[:, i] + 0.02) for i in range(len(ORDER_HALF_LIVES_DAYS))),
-            np.log((gaps + 0.5) / (tenure + PRIOR_GAP_DAYS)),
-            np.log(rate_30) - np.log(rate_180),
-            np.log(np.where(gaps > 0, rows["last_gap_days"], PRIOR_GAP_DAYS)),
+            np.maximum(rows["order_days"], 1),
+            np.maximum(time_ms - rows["last_order"], 0) / DAY_MS,
+            np.maximum(time_ms - rows["first_order"], 0) / DAY_MS,
+            rows["gap_mean_days"],
+            rows["gap_m2"],
+            rows["log_gap_mean"],
+            rows["log_gap_m2"],
+            rows["gap_ewma_days"],
+            rows["last_gap_days"],
+            rows["longest_gap_days"],
+            rows["gaps_over"],
+            _decayed_orders(rows, time_ms),
+            rows["spend_decayed"][:, 1] * quarter / minor_per_major,
+            rows["spend_minor"] / minor_per_major,
+            recent / minor_per_major,
+            last / minor_per_major,
             rows["log_amount_mean"],
+            rows["items_ewma"],
         )
     )
 

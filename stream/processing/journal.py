@@ -12,9 +12,12 @@ from stream.errors import NewerSchema
 from stream.processing import sections
 from stream.processing.churn import Wave
 from stream.processing.customer import OLDEST_SCHEMA, SCHEMA, Rows, as_read, as_written
+from stream.processing.names import CHURN_COLUMNS
 
 NEWS_OF_STATE = {"schema": 2, "history_until_ms": 2}
 """Fields of the state with the schema that brought them."""
+LABELLED_SINCE = 3
+"""The schema whose examples the churn model learns from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Published(NamedTuple):
 class Entry(NamedTuple):
     """A decoded journal record; see `encode` for its sections.
 
+    Labels of schema 1 and 2 are of another form and left out: `label_features` has the columns of `CHURN_COLUMNS`.
     `past` are alerts about history, which are not published. `who` and `label_who` index `customers` followed by
     `forgotten`: whose event, whose label.
     """
@@ -120,6 +124,7 @@ class Entry(NamedTuple):
     label_who: NDArray[np.uint32]
     label_features: NDArray[np.float32]
     label_churned: NDArray[np.bool_]
+    label_taken_ms: NDArray[np.int64]
 
     @property
     def seq(self) -> int:
@@ -130,7 +135,7 @@ def encode(entry: Entry) -> bytes:
     """The record's bytes: the same entry always gives the same bytes.
 
     Sections: `alerts`, `past`, `customers`, `rows` (after-images), `forgotten` (tombstones), `events` (whose, uid,
-    feature vector, score), `labels` (whose, features, outcome).
+    feature vector, score), `label` (whose, columns, outcome, when taken).
     """
     header = {
         "v": entry.state.schema,
@@ -160,9 +165,7 @@ def encode(entry: Entry) -> bytes:
             "event_uids": entry.uids,
             "event_features": entry.features,
             "event_scores": entry.scores,
-            "label_who": entry.label_who,
-            "label_features": entry.label_features,
-            "label_churned": entry.label_churned,
+            **_labels(entry),
         },
     )
 
@@ -180,6 +183,7 @@ def decode(data: bytes) -> Entry:
         found: list[str] = orjson.loads(sections.raw(data, header, name))
         return found
 
+    labelled = header["schema"] >= LABELLED_SINCE
     return Entry(
         header["application"],
         header["task"],
@@ -201,10 +205,26 @@ def decode(data: bytes) -> Entry:
         sections.section(data, header, "event_uids"),
         sections.section(data, header, "event_features"),
         sections.section(data, header, "event_scores"),
-        sections.section(data, header, "label_who"),
-        sections.section(data, header, "label_features"),
-        sections.section(data, header, "label_churned"),
+        sections.section(data, header, "label_who") if labelled else np.zeros(0, np.uint32),
+        sections.section(data, header, "label_features") if labelled else np.zeros((0, len(CHURN_COLUMNS)), np.float32),
+        sections.section(data, header, "label_churned") if labelled else np.zeros(0, np.bool_),
+        sections.section(data, header, "label_taken_ms") if labelled else np.zeros(0, np.int64),
     )
+
+
+def _labels(entry: Entry) -> dict[str, sections.Section]:
+    if entry.state.schema < LABELLED_SINCE:  # the release before learns from examples of another form
+        return {
+            "label_who": np.zeros(0, np.uint32),
+            "label_features": np.zeros((0, 16), np.float32),
+            "label_churned": np.zeros(0, np.bool_),
+        }
+    return {
+        "label_who": entry.label_who,
+        "label_features": entry.label_features,
+        "label_churned": entry.label_churned,
+        "label_taken_ms": entry.label_taken_ms,
+    }
 
 
 class Label(NamedTuple):

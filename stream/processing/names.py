@@ -1,4 +1,6 @@
-"""The features each model sees, by name and in column order: arrays without names travel in this order."""
+"""What each model sees, by name and in column order: arrays without names travel in this order."""
+
+from online_models.purchases import COLUMNS
 
 ANOMALY_FEATURES = (
     "amount_z",
@@ -18,22 +20,5 @@ ANOMALY_FEATURES = (
 SEGMENT_FEATURES = ("frequency", "recency", "amount", "variety", "evening", "weekend", "browsing")
 """Of one customer at one time."""
 
-CHURN_FEATURES = (
-    "recency",
-    "tenure",
-    "orders",
-    "single",
-    "overdue",
-    "overdue_recent",
-    "overdue_longest",
-    "surprise",
-    "orders_7d",
-    "orders_30d",
-    "orders_90d",
-    "orders_180d",
-    "rate",
-    "rate_trend",
-    "last_gap",
-    "spend",
-)
-"""Of one customer at one time; a subset of the 28 of Driftline's churn study, closed forms in features.py."""
+CHURN_COLUMNS = COLUMNS
+"""Of one customer at one time: what the churn model makes its features of."""

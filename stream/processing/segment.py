@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from stream.processing.alerts import SEGMENT_CHANGED, Alert, Reason, rfc3339, strongest
 from stream.processing.customer import DAY_MS, NO_SEGMENT
-from stream.processing.features import segment_features, shrunk_gap_days
+from stream.processing.features import segment_features, usual_gap_days
 from stream.processing.looking import Hold, Looking
 from stream.processing.names import SEGMENT_FEATURES
 from stream.processing.segment_names import said
@@ -49,7 +49,7 @@ def decide(looking: Looking, held: Hold) -> list[Alert]:
     by_model = np.where(new, _said_before(looking, index, named), by_model)
     rows["candidate"][index] = np.where(stays, NO_SEGMENT, _written(named, by_model))
     rows["candidate_since"][index[new]] = now_ms[new]
-    own = np.minimum(settings.segment_dwell_gaps * shrunk_gap_days(rows[index]), LONGEST_DWELL_DAYS)
+    own = np.minimum(settings.segment_dwell_gaps * usual_gap_days(rows[index]), LONGEST_DWELL_DAYS)
     dwell = np.maximum(np.where(by_model, MODEL_DWELL_DAYS, own), settings.segment_dwell_days)
     dwelt = now_ms - rows["candidate_since"][index] >= dwell * DAY_MS
     margins = _nearer(distances, np.searchsorted(ids, present), np.searchsorted(ids, named))

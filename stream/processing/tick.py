@@ -150,7 +150,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     def hold(kind: str, reason: str) -> None:
         held[kind, reason] += 1
 
-    labels = churn.mature(looking)
+    labels = churn.matured(looking)
     met = int((~looking.known).sum())
     customers_after = tick.state.customers + met - ended_here
     alerts = anomaly.decide(looking, scored, hold)
@@ -218,8 +218,9 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         scored.features.astype(np.float32),
         scored.scores.astype(np.float32),
         listed[labels.who].astype(np.uint32),
-        labels.features,
+        labels.columns,
         labels.churned,
+        labels.taken_ms,
     )
     misplaced = [letter.customer for letter in dead if letter.reason == "misplaced"]
     return TickResult(entry, dead, counts, held, [alert.kind for alert in kept], misplaced, met)

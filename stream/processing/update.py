@@ -14,6 +14,8 @@ from stream.events import Event, Kind
 from stream.processing.customer import (
     CATEGORY_BUCKETS,
     DAY_MS,
+    LONG_GAPS_DAYS,
+    MOST_GAPS,
     ORDER_HALF_LIVES_DAYS,
     PARTS_OF_DAY,
 )
@@ -186,26 +188,39 @@ def _order(row: np.void, event: Event, minor_per_major: int) -> None:
     if first:
         row["first_order"] = row["last_order"] = time_ms
         row["order_days"] = 1
-    elif time_ms > row["last_order"]:
-        _gap(row, (time_ms - int(row["last_order"])) / DAY_MS)
+        row["last_spend"] = amount or 0
+    elif time_ms >= row["last_order"]:
+        gap_days = (time_ms - int(row["last_order"])) / DAY_MS
+        if gap_days < SAME_OCCASION_DAYS:
+            row["last_spend"] += amount or 0
+        else:
+            _gap(row, gap_days)
+            _spent(row, amount or 0)
         row["last_order"] = time_ms
     row["first_order"] = min(int(row["first_order"]), time_ms)
-    if row["label_taken"] and int(row["label_taken"]) < time_ms <= int(row["label_at"]):
-        row["label_bought"] = 1
 
 
 def _gap(row: np.void, gap_days: float) -> None:
-    if gap_days < SAME_OCCASION_DAYS:
-        return
     row["order_days"] += 1
     gaps = int(row["order_days"]) - 1
-    row["gap_mean_days"] += (gap_days - float(row["gap_mean_days"])) / gaps
+    deviation = gap_days - float(row["gap_mean_days"])
+    row["gap_mean_days"] += deviation / gaps
+    row["gap_m2"] += deviation * (gap_days - float(row["gap_mean_days"]))
     deviation = math.log(gap_days) - float(row["log_gap_mean"])
     row["log_gap_mean"] += deviation / gaps
     row["log_gap_m2"] += deviation * (math.log(gap_days) - float(row["log_gap_mean"]))
     row["gap_ewma_days"] += (1.0 if gaps == 1 else EWMA_RATE) * (gap_days - float(row["gap_ewma_days"]))
     row["last_gap_days"] = gap_days
     row["longest_gap_days"] = max(float(row["longest_gap_days"]), gap_days)
+    for i, days in enumerate(LONG_GAPS_DAYS):
+        row["gaps_over"][i] = min(int(row["gaps_over"][i]) + (gap_days > days), MOST_GAPS)
+
+
+def _spent(row: np.void, amount: int) -> None:
+    """Begin a new occasion; orders that follow within it are added to `last_spend`."""
+    rate = 1.0 if row["order_days"] == 2 else EWMA_RATE
+    row["spend_ewma"] += rate * (float(row["last_spend"]) - float(row["spend_ewma"]))
+    row["last_spend"] = amount
 
 
 def _refund(row: np.void, event: Event) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from online_models import ChurnRisk, HalfSpaceTrees, IncrementalKMeans
+from online_models import ChurnRisk, IncrementalKMeans, ReferenceForest
 from stream.errors import NewerSchema
 from stream.processing import sections
-from stream.processing.names import ANOMALY_FEATURES, CHURN_FEATURES, SEGMENT_FEATURES
+from stream.processing.names import ANOMALY_FEATURES, SEGMENT_FEATURES
 from stream.processing.segment_names import profile
 from stream.settings import Models
 
@@ -31,7 +31,7 @@ class Version:
 
     number: int
     parent: int
-    anomaly: HalfSpaceTrees
+    anomaly: ReferenceForest
     segments: IncrementalKMeans
     churn: ChurnRisk
     segment_names: Mapping[int, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def warming(settings: Models) -> Version:
     return Version(
         WARMING,
         WARMING,
-        HalfSpaceTrees(ANOMALY_FEATURES, reference=settings.reference_events, refit_every=0, seed=settings.seed),
+        ReferenceForest(ANOMALY_FEATURES, reference=settings.reference_events, refit_every=0, seed=settings.seed),
         IncrementalKMeans(
             SEGMENT_FEATURES,
             n_clusters=settings.segments,
@@ -66,7 +66,7 @@ def warming(settings: Models) -> Version:
             refit_every=0,
             seed=settings.seed,
         ),
-        ChurnRisk(CHURN_FEATURES, min_labels=settings.min_labels),
+        ChurnRisk(settings.horizon_days, settings.min_labels, settings.seed),
     )
 
 
@@ -113,15 +113,23 @@ def from_bytes(data: bytes) -> Version:
     return Version(
         header["version"],
         header["parent"],
-        HalfSpaceTrees.from_arrays(_part(arrays, "anomaly")),
+        ReferenceForest.from_arrays(_part(arrays, "anomaly")),
         IncrementalKMeans.from_arrays(_part(arrays, "segments")),
-        ChurnRisk.from_arrays(_part(arrays, "churn")),
+        _churn(_part(arrays, "churn")),
         {int(key): name for key, name in header["segment_names"].items()},
         {int(key): share for key, share in header["segment_shares"].items()},
         header["learned"],
         {int(task): offset for task, offset in header["journal"].items()},
         header.get("stream_time_ms", 0),
     )
+
+
+def _churn(arrays: dict[str, NDArray[Any]]) -> ChurnRisk:
+    """The model in a snapshot; one of another form begins anew, as its labels come back by themselves."""
+    try:
+        return ChurnRisk.from_arrays(arrays)
+    except (KeyError, TypeError, ValueError):
+        return ChurnRisk()
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:

@@ -86,18 +86,11 @@ def test_a_broker_killed_under_a_worker_holds_it_up_and_loses_nothing(site, kafk
     site.finish(worker)
 
 
-NODE_MAY_HANG = pytest.mark.xfail(
-    reason="one node of Apache Kafka 4.3.1, frozen within a commit, was seen to leave its offsets undecided for good: "
-    "the worker waits then, and docs/delivery.md says so",
-    strict=False,
-)
-
-
 @pytest.mark.parametrize(
     "silent_s",
     [
         pytest.param(4, id="within the session"),
-        pytest.param(12, id="beyond session and transaction", marks=NODE_MAY_HANG),
+        pytest.param(12, id="beyond session and transaction"),
     ],
 )
 def test_a_commit_whose_outcome_is_unknown_is_decided_before_anything_goes_on(site, kafka_server, delayed, silent_s):

@@ -133,6 +133,7 @@ def test_an_idle_worker_notices_that_kafka_does_not_answer_and_says_so(site, kaf
     site.set(HTTP__PORT=str(free_port()))
     worker = site.command("run")
     until(lambda: readyz(site) == "ok\n", lambda: worker.errors)
+    worker.wait_for(lambda: "trainer takes over" in worker.errors, "the end of its start: only then is it idle")
     kafka_server.pause()
     worker.wait_for(lambda: "Kafka has answered no heartbeat" in worker.errors, "a warning", 3 * SESSION_S)
     assert "Kafka does not answer" in readyz(site)
@@ -141,6 +142,19 @@ def test_an_idle_worker_notices_that_kafka_does_not_answer_and_says_so(site, kaf
     assert worker.errors.count("Kafka has answered no heartbeat") == 1
     site.feed()
     site.wait_for_the_end(worker)
+    assert worker.stop() == 0
+
+
+def test_a_worker_whose_start_kafka_leaves_without_an_answer_is_not_ready(site, kafka_server):
+    site.set(HTTP__PORT=str(free_port()))
+    worker = site.command("run")
+    worker.wait_for(lambda: '"message":"recovered","task":2' in worker.errors, "the last task")
+    kafka_server.pause()
+    # Each call that has no answer takes 10 s; what the probe hears must not wait for them all.
+    until(lambda: readyz(site) != "ok\n", lambda: worker.errors, 2 * SESSION_S)
+    until(lambda: "Kafka does not answer" in readyz(site), lambda: worker.errors, 6 * SESSION_S)
+    kafka_server.resume()
+    until(lambda: readyz(site) == "ok\n", lambda: worker.errors)
     assert worker.stop() == 0
 
 

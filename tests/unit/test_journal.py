@@ -46,8 +46,9 @@ def entry(customers: Sequence[str] = ("c-1", "c-2"), raised: int = 2, **fields: 
         "features": np.array([[0.5, np.nan], [1, 2]], np.float32),
         "scores": np.array([0.25, 3], np.float32),
         "label_who": np.array([1], np.uint32),
-        "label_features": np.ones((1, 16), np.float32),
+        "label_features": np.ones((1, 24), np.float32),
         "label_churned": np.array([True]),
+        "label_taken_ms": np.array([1_700_000_000_000]),
     }
     return Entry(**(whole | fields))
 
@@ -77,8 +78,9 @@ def test_an_entry_of_nothing_comes_back_whole() -> None:
         features=np.zeros((0, 11), np.float32),
         scores=np.zeros(0, np.float32),
         label_who=np.zeros(0, np.uint32),
-        label_features=np.zeros((0, 16), np.float32),
+        label_features=np.zeros((0, 24), np.float32),
         label_churned=np.zeros(0, np.bool_),
+        label_taken_ms=np.zeros(0, np.int64),
     )
     assert plain(decode(encode(nothing))) == plain(nothing)
 

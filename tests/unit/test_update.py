@@ -342,14 +342,17 @@ def test_orders_within_half_a_day_are_one_occasion() -> None:
     assert part(row, "orders", "order_days", "last_gap_days") == (4, 3, 2.0)
 
 
-def test_an_order_counts_for_the_waiting_example_only_within_its_horizon() -> None:
-    found = []
-    for day in (-1, 0, 1, 10, 11):
-        row = blank(1)[0]
-        row["label_taken"], row["label_at"] = NOW, NOW + 10 * DAY_MS
-        apply(row, bought(day), LocalTime("UTC"), 100)
-        found.append(int(row["label_bought"]))
-    assert found == [0, 0, 1, 1, 0]
+def test_gaps_are_counted_by_length_and_their_spread_is_kept() -> None:
+    row = lived([bought(day) for day in (0, 7, 14.5, 30, 59, 120)])
+    gaps = np.diff([0, 7, 14.5, 30, 59, 120])
+    assert row["gaps_over"].tolist() == [(gaps > days).sum() for days in (7, 14, 28, 60)]
+    assert float(row["gap_m2"]) == pytest.approx(((gaps - gaps.mean()) ** 2).sum(), rel=1e-5)
+
+
+def test_the_spend_of_one_occasion_is_added_up_before_it_enters_the_average() -> None:
+    amounts = ((0, 1_000), (0.2, 500), (5, 3_000), (9, 2_000), (9.1, 1_000))
+    row = lived([bought(day)._replace(amount_minor=amount) for day, amount in amounts])
+    assert (float(row["last_spend"]), float(row["spend_ewma"])) == (3_000, pytest.approx(1_500 + 0.3 * 1_500))
 
 
 def test_a_counter_halves_in_its_half_life() -> None:

@@ -1,0 +1,116 @@
+"""Events through the stream's own rows and churn model, a day at a time.
+
+The rows are updated by the stream's code, event by event; examples mature, the model learns and days turn as in the
+stream. What differs: ticks end with days, and the model is asked as it is, without waiting to be published.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_models import ChurnRisk
+from stream.events import Event, fingerprint
+from stream.processing.customer import DAY_MS, Rows, blank
+from stream.processing.examples import mature
+from stream.processing.features import churn_columns
+from stream.processing.tick import rules
+from stream.processing.update import apply, is_duplicate
+from stream.settings import Settings
+
+
+class Shop:
+    """All customers of a log in memory, and the model that learns from them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rules = rules(settings)
+        self._index: dict[str, int] = {}
+        self._rows = blank(1024)
+        self._hashes = np.zeros(1024, np.uint64)
+        self._horizon_ms = round(settings.models.horizon_days * DAY_MS)
+        models = settings.models
+        self.model = ChurnRisk(models.horizon_days, min_labels=models.min_labels, seed=models.seed)
+
+    @property
+    def customers(self) -> list[str]:
+        """Their ids, in the order in which they came."""
+        return list(self._index)
+
+    @property
+    def rows(self) -> Rows:
+        """Their rows, in that order."""
+        return self._rows[: len(self._index)]
+
+    def advance(self, events: Sequence[Event], now_ms: int) -> None:
+        """Take in what happened up to `now_ms`, let labels mature and be learned, and let whole days turn."""
+        touched: dict[int, None] = {}
+        before: dict[int, np.void] = {}
+        for event in events:
+            if event.anonymous:
+                continue
+            i = self._place(event.customer)
+            row = self._rows[i]
+            if i not in before:
+                before[i] = row.copy()
+            if not is_duplicate(row, event):
+                apply(row, event, self._rules.local, self._rules.minor_per_major)
+                touched[i] = None
+        self._learn(touched, before, now_ms)
+
+    def _learn(self, touched: Mapping[int, None], before: Mapping[int, np.void], now_ms: int) -> None:
+        rows = self.rows
+        done = (rows["orders"] > 0) & (now_ms >= rows["example_at"] + self._horizon_ms)
+        done[list(touched)] = True
+        who = np.flatnonzero(done)
+        self.model.turn(now_ms // DAY_MS - 1)
+        if not len(who):
+            return
+        after = rows[who].copy()
+        earlier = after.copy()
+        place = {i: at for at, i in enumerate(who.tolist())}
+        for i in touched:
+            earlier[place[i]] = before[i]
+        minor = self._rules.minor_per_major
+        now = np.full(len(who), now_ms)
+        labels = mature(earlier, after, after["orders"] > 0, self._hashes[who], now, self._horizon_ms, minor)
+        self._rows[who] = after
+        self.model.learn_many(labels.columns, labels.churned, labels.taken_ms / DAY_MS)
+        buyers = np.flatnonzero(after["orders"] > 0)
+        self.model.observe(churn_columns(after[buyers], now_ms, minor), self._hashes[who[buyers]], now_ms / DAY_MS)
+
+    def columns(self, now_ms: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Which customers have ordered, and what the model is asked about them."""
+        index = np.flatnonzero(self.rows["orders"] > 0)
+        return index, churn_columns(self.rows[index], now_ms, self._rules.minor_per_major)
+
+    def _place(self, customer: str) -> int:
+        place = self._index.get(customer)
+        if place is None:
+            place = self._index[customer] = len(self._index)
+            if place == len(self._rows):
+                self._rows = np.concatenate((self._rows, blank(place)))
+                self._hashes = np.concatenate((self._hashes, np.zeros(place, np.uint64)))
+            self._hashes[place] = fingerprint(customer)
+        return place
+
+
+def stretches(events: Sequence[Event], ends_ms: Sequence[int]) -> Iterator[tuple[list[Event], int]]:
+    """Events in order of time, cut at the ends of days (excluded) and at `ends_ms` (included)."""
+    if not events:
+        return
+    ordered = sorted(events, key=lambda event: event.time_ms)
+    ends = sorted(set(ends_ms))
+    place, at = 0, 0
+    now = ordered[0].time_ms
+    while place < len(ordered) or at < len(ends):
+        midnight = (now // DAY_MS + 1) * DAY_MS
+        end = min(midnight, ends[at]) if at < len(ends) else midnight
+        until = end + 1 if at < len(ends) and end == ends[at] else end
+        start = place
+        while place < len(ordered) and ordered[place].time_ms < until:
+            place += 1
+        yield ordered[start:place], end
+        while at < len(ends) and ends[at] <= end:
+            at += 1
+        now = end
