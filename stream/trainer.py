@@ -195,8 +195,10 @@ class Trainer:
             model.forget(fingerprint(customer))
 
     def _enough(self) -> bool:
-        """A tenth more events than the version before, within the settings' bounds; or the days they say went by, or
-        the shop turned quiet; or the least of events, where they are unlike that version's."""
+        """A tenth more events than the version before, within the settings' bounds.
+
+        Sooner where events are unlike it, the days that the settings say went by, or the shop turned quiet.
+        """
         if self._learner.churn.quiet != self._told_quiet:
             return True
         settings, before = self._settings.models, self._learner.learned.get("events", 0)

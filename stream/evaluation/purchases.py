@@ -4,18 +4,19 @@ The rows are updated by the stream's code, event by event; examples mature, the 
 stream. What differs: ticks end with days, and the model is asked as it is, without waiting to be published.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from online_models import ChurnRisk
 from stream.events import Event, fingerprint
+from stream.processing.acts import acts
 from stream.processing.customer import DAY_MS, Rows, blank
 from stream.processing.examples import mature
-from stream.processing.features import churn_columns
+from stream.processing.features import churn_columns, fold
+from stream.processing.names import ANOMALY_FEATURES
 from stream.processing.tick import rules
-from stream.processing.update import apply, is_duplicate
 from stream.settings import Settings
 
 
@@ -44,33 +45,26 @@ class Shop:
 
     def advance(self, events: Sequence[Event], now_ms: int) -> None:
         """Take in what happened up to `now_ms`, let labels mature and be learned, and let whole days turn."""
-        touched: dict[int, None] = {}
-        before: dict[int, np.void] = {}
-        for event in events:
-            if event.anonymous:
-                continue
-            i = self._place(event.customer)
-            row = self._rows[i]
-            if i not in before:
-                before[i] = row.copy()
-            if not is_duplicate(row, event):
-                apply(row, event, self._rules.local, self._rules.minor_per_major)
-                touched[i] = None
-        self._learn(touched, before, now_ms)
+        events = [event for event in events if not event.anonymous]
+        who = np.array([self._place(event.customer) for event in events], np.int64)
+        met = np.unique(who)
+        before = self._rows.take(met)
+        columns = acts(events, who, self._rules.local, self._rules.minor_per_major)
+        new = fold(self._rows, *columns, np.zeros((len(events), len(ANOMALY_FEATURES))))
+        touched = np.isin(met, who[new])
+        self._learn(met[touched], before[touched], now_ms)
 
-    def _learn(self, touched: Mapping[int, None], before: Mapping[int, np.void], now_ms: int) -> None:
+    def _learn(self, touched: NDArray[np.int64], before: Rows, now_ms: int) -> None:
         rows = self.rows
         done = (rows["orders"] > 0) & (now_ms >= rows["example_at"] + self._horizon_ms)
-        done[list(touched)] = True
+        done[touched] = True
         who = np.flatnonzero(done)
         self.model.turn(now_ms // DAY_MS - 1)
         if not len(who):
             return
-        after = rows[who].copy()
+        after = rows.take(who)
         earlier = after.copy()
-        place = {i: at for at, i in enumerate(who.tolist())}
-        for i in touched:
-            earlier[place[i]] = before[i]
+        earlier[np.searchsorted(who, touched)] = before
         minor = self._rules.minor_per_major
         now = np.full(len(who), now_ms)
         labels = mature(earlier, after, after["orders"] > 0, self._hashes[who], now, self._horizon_ms, minor)

@@ -1,7 +1,7 @@
 """The worker's loop over the in-memory ports: what one bad clock, one bad answer or one lost write may not do."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import orjson
@@ -21,7 +21,6 @@ from stream.metrics import Metrics
 from stream.ports import Clock, Committed, Outgoing
 from stream.processing.customer import ROW
 from stream.processing.journal import decode
-from stream.processing.names import ANOMALY_FEATURES
 from stream.recovery import Recovery
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
@@ -247,18 +246,25 @@ def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning()
     assert trainer._done == {0: 1}
 
 
-@pytest.mark.parametrize(("factor", "sooner"), [(1.0, False), (4.0, True)])
-def test_a_version_comes_sooner_where_events_are_unlike_the_last_one(factor: float, sooner: bool) -> None:
-    trainer = Site(publish_min_events=500).trainer()
-    rows = np.random.default_rng(0).gamma(2.0, 1.0, (3600, len(ANOMALY_FEATURES)))
-    trainer._learner = replace(trainer._learner, learned={"events": 100_000})
-    trainer._learner.anomaly.learn_many(rows[:3000])
-    trainer._learner.anomaly.refit()
-    trainer._learner.anomaly.learn_many(rows[3000:] * factor)
-    trainer._learned["events"] = 100_499
-    assert not trainer._enough()
-    trainer._learned["events"] = 100_600
-    assert trainer._enough() == sooner
+@pytest.mark.parametrize(("minutes_apart", "sooner"), [(7, False), (0, True)])
+def test_a_version_comes_sooner_where_events_are_unlike_the_last_one(minutes_apart: int, sooner: bool) -> None:
+    site = Site(reference_events=100, publish_min_events=100, publish_max_days=365)
+    site.wall_ms = time_ms = NOW_MS + 100 * DAY_MS
+    versions = [site.worker.version]
+    while versions[-1].learned.get("events", 0) < 4000:
+        time_ms = send_twenty(site, time_ms, minutes_apart if versions[-1].learned.get("events", 0) > 3000 else 7)
+        if site.worker.version is not versions[-1]:
+            versions.append(site.worker.version)
+    steps = [later.learned["events"] - version.learned["events"] for version, later in pairwise(versions[1:])]
+    assert (min(steps[-2:]) < 300) == sooner
+
+
+def send_twenty(site: Site, time_ms: int, minutes_apart: int) -> int:
+    for number in range(20):
+        time_ms += 60_000 * minutes_apart
+        site.send("clickstream", f"c-{number}", time_ms - 50 * DAY_MS)
+    site.run(3)
+    return time_ms
 
 
 def test_an_owner_that_commits_while_a_task_is_compared_does_not_look_like_a_kafka_that_lost_ticks() -> None:
