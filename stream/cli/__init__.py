@@ -16,7 +16,7 @@ from stream.settings import Settings, load
 
 COMMANDS = (
     *("demo", "replay", "run", "topics", "customer", "customers", "alerts", "doctor"),
-    *("backfill", "forget", "rewind", "repartition"),
+    *("backfill", "forget", "rewind", "repartition", "evaluate"),
 )
 """Each is a module of this package with `add(parser)` and `main(arguments, settings) -> int`."""
 
