@@ -7,6 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
+from stream import chunks
 from stream.backends.memory import (
     MemoryCluster,
     MemoryInputs,
@@ -325,6 +326,19 @@ def test_a_version_that_was_read_is_adopted_although_the_next_read_failed() -> N
     newest = versions.refresh()
     assert newest is not None
     assert newest.number == site.worker.version.number
+
+
+def test_a_version_larger_than_a_record_is_put_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 20_000)
+    site = Site(reference_events=100, publish_min_events=100)
+    for number in range(300):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + number)
+    site.run(40)
+    assert site.worker.version.number > 0
+    versions = Versions(site.models)
+    versions.refresh()
+    assert len(versions.chunks[site.worker.version.number]) > 1
+    assert list(versions.read([site.worker.version.number])) == [site.worker.version.number]
 
 
 def test_a_worker_that_is_not_ready_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
