@@ -53,6 +53,11 @@ class Record(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Where it lies, as alerts and logs name it."""
+        return f"{self.topic}-{self.partition}-{self.offset}"
+
 
 class Kind(IntEnum):
     """What a customer did. The numbers are stored in the journal: never renumber."""
@@ -209,7 +214,7 @@ def decode(record: Record, rules: EventRules) -> Event:
         amount,
         _items(products),
         _categories(properties, products),
-        any(name == HISTORY_HEADER for name, _ in record.headers),
+        bool(record.headers) and any(name == HISTORY_HEADER for name, _ in record.headers),
     )
 
 
@@ -219,7 +224,7 @@ def forget_of(record: Record) -> Forget | None:
     Raises:
         InvalidEvent: it is one, and its key is no customer id.
     """
-    if all(name != FORGET_HEADER for name, _ in record.headers):
+    if not record.headers or all(name != FORGET_HEADER for name, _ in record.headers):
         return None
     try:
         customer = (record.key or b"").decode()
@@ -313,26 +318,25 @@ def _instant(body: Mapping[str, Any], name: str) -> int | None:
     value = body.get(name)
     if value is None or value == "":
         return None
-    if (type(value) is int or (type(value) is float and value.is_integer())) and abs(value) < 10**15:
+    if type(value) is str:
+        if len(value) <= 40:
+            try:
+                moment = datetime.fromisoformat(value)
+            except ValueError:
+                pass
+            else:
+                return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    elif (type(value) is int or (type(value) is float and value.is_integer())) and abs(value) < 10**15:
         return int(value)
-    if type(value) is str and len(value) <= 40:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            pass
-        else:
-            if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=UTC)
-            return round(moment.timestamp() * 1000)
     raise InvalidEvent(
         "invalid_time", f"{name} is {_shown(value)}; send ISO 8601 such as 2026-03-02T09:15:00Z, or epoch milliseconds"
     )
 
 
-def _products(properties: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _products(properties: dict[str, Any]) -> list[dict[str, Any]]:
     products = properties.get("products")
     if products is None:
-        return [dict(properties)] if "product_id" in properties or "sku" in properties else []
+        return [properties] if "product_id" in properties or "sku" in properties else []
     if type(products) is not list or len(products) > MAX_PRODUCTS:
         raise InvalidEvent(
             "invalid_field", f"properties.products is {_shown(products)}; send an array of at most {MAX_PRODUCTS}"
@@ -382,16 +386,20 @@ def _amount_of(product: Mapping[str, Any]) -> float:
     return quantity if quantity is not None and 0 <= quantity < MAX_MINOR / 1000 else 1.0
 
 
-def _quantity(product: Mapping[str, Any]) -> int:
-    quantity = _number(product.get("quantity"))
-    # A quantity of thousands is a weight or a volume in small units (petrol in thousandths of a gallon), not pieces.
-    return int(quantity) if quantity is not None and 1 <= quantity < 1_000 else 1
-
-
 def _items(products: list[dict[str, Any]]) -> int:
-    return sum(_quantity(product) for product in products)
+    """Pieces. A quantity of thousands is a weight or a volume in small units (thousandths of a gallon of petrol)."""
+    items = 0
+    for product in products:
+        quantity = product.get("quantity")
+        pieces = quantity if type(quantity) is int else _number(quantity)
+        items += int(pieces) if pieces is not None and 1 <= pieces < 1_000 else 1
+    return items
 
 
 def _categories(properties: Mapping[str, Any], products: list[dict[str, Any]]) -> tuple[str, ...]:
-    found = [product.get("category") for product in products] or [properties.get("category")]
-    return tuple(dict.fromkeys(name[:MAX_NAME_CHARS] for name in found if type(name) is str and name))
+    found: dict[str, None] = {}
+    for product in products or (properties,):
+        name = product.get("category")
+        if type(name) is str and name:
+            found[name[:MAX_NAME_CHARS]] = None
+    return tuple(found)

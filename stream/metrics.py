@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from stream.events import REASONS, Kind
 from stream.processing.alerts import ANOMALY, CHURN_RISK, CHURN_WAVE, KINDS, SEGMENT_CHANGED
 
-PHASES = ("poll", "load", "process", "commit", "apply", "train")
+PHASES = ("poll", "decode", "recover", "load", "state", "score", "decide", "journal", "commit", "apply", "train")
 BUILD = ("version", "code", "config", "worker")
 ENDS = ("forgotten", "expired")
 LOST = {

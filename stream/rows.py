@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.processing.customer import ROW, Rows, blank
+from stream.processing.customer import ROW, Rows, blank, raw
 
 
 class RowCache:
@@ -30,13 +30,12 @@ class RowCache:
     def gather(self, customers: Sequence[str], loaded: Mapping[str, bytes]) -> tuple[Rows, NDArray[np.bool_]]:
         """A copy of the customers' rows, from here or from what was loaded, and which of them exist at all."""
         rows = blank(len(customers))
-        known = np.zeros(len(customers), np.bool_)
-        for i, customer in enumerate(customers):
-            place = self._places.get(customer)
-            if place is not None:
-                rows[i], known[i] = self._rows[place], True
-            elif customer in loaded:
-                rows[i], known[i] = np.frombuffer(loaded[customer], ROW)[0], True
+        places = np.array([self._places.get(customer, -1) for customer in customers], np.int64)
+        known = places >= 0
+        raw(rows)[known] = raw(self._rows)[places[known]]
+        found = [i for i in np.flatnonzero(~known).tolist() if customers[i] in loaded]
+        rows[found] = np.frombuffer(b"".join([loaded[customers[i]] for i in found]), ROW)
+        known[found] = True
         return rows, known
 
     def put(self, customers: Sequence[str], rows: Rows, forgotten: Sequence[str]) -> None:
@@ -45,12 +44,15 @@ class RowCache:
             place = self._places.pop(customer, None)
             if place is not None:
                 self._free.append(place)
-        for i, customer in enumerate(customers[-self._capacity :], max(len(customers) - self._capacity, 0)):
+        customers = customers[-self._capacity :]
+        places = []
+        for customer in customers:
             place = self._places.pop(customer, None)
             if place is None:
                 place = self._vacant()
             self._places[customer] = place
-            self._rows[place] = rows[i]
+            places.append(place)
+        raw(self._rows)[places] = raw(rows)[len(rows) - len(customers) :]
 
     def _vacant(self) -> int:
         if not self._free and len(self._rows) < self._capacity:

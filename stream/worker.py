@@ -156,9 +156,10 @@ class Worker:
         try:
             polled = self._ports.inputs.poll(wait_s, self._full())
             polled_at = self._clock.monotonic()
+            self._report.spent("poll")
             self._follow(polled.token)
             self._take_in(polled.records)
-            self._report.spent("poll")
+            self._report.spent("decode")
             if began < self._retry_at or self._token is None:
                 return False
             if self._unfenced:
@@ -166,8 +167,9 @@ class Worker:
                 self._unfenced = False
             busy = self._recover()
             self._adopt()
+            self._report.spent("recover")
             prepared = self._prepare()
-            self._report.spent("process")
+            self._report.spent("load")
             if prepared and self._commit(prepared):
                 self._report.turned(self._clock.monotonic() - polled_at)
             busy = self._train() or busy
@@ -341,8 +343,10 @@ class Worker:
             live,
             self.version,
         )
-        result = tick.run(before, customers, rows, known, self._rules)
-        return Prepared(task, result, journal.encode(result.entry))
+        result = tick.run(before, customers, rows, known, self._rules, self._report.spent)
+        data = journal.encode(result.entry)
+        self._report.spent("journal")
+        return Prepared(task, result, data)
 
     def _check_store(self, task: Task) -> None:
         """Notice a store that was emptied or rolled back while the task has nothing to do."""

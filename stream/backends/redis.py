@@ -120,7 +120,8 @@ class RedisStore:
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.hget(self._key(task, "m"), "body")
             if customers:
-                pipeline.mget([self._key(task, f"c:{customer}") for customer in customers])
+                prefix = self._key(task, "c:")
+                pipeline.mget([prefix + customer for customer in customers])
             body, *values = pipeline.execute()
         rows = dict(zip(customers, values[0], strict=True)) if values else {}
         self._miss(task, [customer for customer, data in rows.items() if data is None])
@@ -153,7 +154,9 @@ class RedisStore:
         work = [(customer, i) for i, customer in enumerate(customers)] + [(customer, -1) for customer in forgotten]
         dues = rows["due"].tolist()
         schema = marker.state.schema.to_bytes(2, "little")
-        written_rows = as_written(rows, marker.state.schema)
+        images = as_written(rows, marker.state.schema)
+        data, size = images.tobytes(), images.itemsize
+        prefix = self._key(task, "c:")
         body = orjson.dumps(
             {
                 "state": marker.state.to_json(),
@@ -169,10 +172,10 @@ class RedisStore:
             arguments: list[Any] = [prev_seq, marker.state.seq, marker.state.incarnation, marker.generation]
             arguments += [len(written), body if last else b"", number]
             for _, i in written:
-                arguments += [schema + written_rows[i].tobytes(), dues[i]]
+                arguments += [schema + data[i * size : (i + 1) * size], dues[i]]
             arguments += [customer for customer, _ in chunk]
             keys = [self._key(task, "m"), self._key(task, "due")]
-            keys += [self._key(task, f"c:{customer}") for customer, _ in chunk]
+            keys += [prefix + customer for customer, _ in chunk]
             with self._mapping():
                 answer, seq, incarnation, generation = self._apply(keys, arguments)
             if answer == 0:

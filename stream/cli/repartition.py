@@ -248,7 +248,7 @@ def copied_to(decoded: Decoded, partitions: int, partitioner: str) -> tuple[byte
     An event goes where its key belongs. An order to forget goes wherever its customer's events may: those of an
     anonymous one are keyed with our prefix or without it.
     """
-    record, outcome = decoded
+    record, outcome, _ = decoded
     if isinstance(outcome, InvalidEvent):
         # The client refuses a record with neither key nor value.
         return b"" if record.key is None and record.value is None else record.key, [record.partition % partitions]

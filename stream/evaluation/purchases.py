@@ -4,18 +4,20 @@ The rows are updated by the stream's code, event by event; examples mature, the 
 stream. What differs: ticks end with days, and the model is asked as it is, without waiting to be published.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from online_models import ChurnRisk
+from online_models.purchases import FEATURES
 from stream.events import Event, fingerprint
+from stream.processing.acts import acts
 from stream.processing.customer import DAY_MS, Rows, blank
 from stream.processing.examples import mature
-from stream.processing.features import churn_columns
+from stream.processing.features import churn_columns, fold
+from stream.processing.names import ANOMALY_FEATURES
 from stream.processing.tick import rules
-from stream.processing.update import apply, is_duplicate
 from stream.settings import Settings
 
 
@@ -31,6 +33,8 @@ class Shop:
         self._horizon_ms = round(settings.models.horizon_days * DAY_MS)
         models = settings.models
         self.model = ChurnRisk(models.horizon_days, min_labels=models.min_labels, seed=models.seed)
+        self._examples: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[np.bool_]] = []
 
     @property
     def customers(self) -> list[str]:
@@ -44,38 +48,34 @@ class Shop:
 
     def advance(self, events: Sequence[Event], now_ms: int) -> None:
         """Take in what happened up to `now_ms`, let labels mature and be learned, and let whole days turn."""
-        touched: dict[int, None] = {}
-        before: dict[int, np.void] = {}
-        for event in events:
-            if event.anonymous:
-                continue
-            i = self._place(event.customer)
-            row = self._rows[i]
-            if i not in before:
-                before[i] = row.copy()
-            if not is_duplicate(row, event):
-                apply(row, event, self._rules.local, self._rules.minor_per_major)
-                touched[i] = None
-        self._learn(touched, before, now_ms)
+        events = [event for event in events if not event.anonymous]
+        who = np.array([self._place(event.customer) for event in events], np.int64)
+        met = np.unique(who)
+        before = self._rows.take(met)
+        columns = acts(events, who, self._rules.local, self._rules.minor_per_major)
+        new = fold(self._rows, *columns, np.zeros((len(events), len(ANOMALY_FEATURES))))
+        touched = np.isin(met, who[new])
+        self._learn(met[touched], before[touched], now_ms)
 
-    def _learn(self, touched: Mapping[int, None], before: Mapping[int, np.void], now_ms: int) -> None:
+    def _learn(self, touched: NDArray[np.int64], before: Rows, now_ms: int) -> None:
         rows = self.rows
         done = (rows["orders"] > 0) & (now_ms >= rows["example_at"] + self._horizon_ms)
-        done[list(touched)] = True
+        done[touched] = True
         who = np.flatnonzero(done)
         self.model.turn(now_ms // DAY_MS - 1)
         if not len(who):
             return
-        after = rows[who].copy()
+        after = rows.take(who)
         earlier = after.copy()
-        place = {i: at for at, i in enumerate(who.tolist())}
-        for i in touched:
-            earlier[place[i]] = before[i]
+        earlier[np.searchsorted(who, touched)] = before
         minor = self._rules.minor_per_major
         now = np.full(len(who), now_ms)
         labels = mature(earlier, after, after["orders"] > 0, self._hashes[who], now, self._horizon_ms, minor)
         self._rows[who] = after
         self.model.learn_many(labels.columns, labels.churned, labels.taken_ms / DAY_MS)
+        if len(labels.who):
+            self._examples.append(self.model.features_many(labels.columns).astype(np.float32))
+            self._labels.append(labels.churned)
         buyers = np.flatnonzero(after["orders"] > 0)
         self.model.observe(churn_columns(after[buyers], now_ms, minor), self._hashes[who[buyers]], now_ms / DAY_MS)
 
@@ -83,6 +83,12 @@ class Shop:
         """Which customers have ordered, and what the model is asked about them."""
         index = np.flatnonzero(self.rows["orders"] > 0)
         return index, churn_columns(self.rows[index], now_ms, self._rules.minor_per_major)
+
+    def examples(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Features and outcomes of all examples that have matured, in the order in which they did."""
+        if not self._labels:
+            return np.zeros((0, len(FEATURES))), np.zeros(0, np.bool_)
+        return np.concatenate(self._examples).astype(np.float64), np.concatenate(self._labels)
 
     def _place(self, customer: str) -> int:
         place = self._index.get(customer)

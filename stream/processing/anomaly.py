@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.events import Event
+from stream.events import Event, Record
 from stream.processing.alerts import ANOMALY, Alert, Reason, strongest
 from stream.processing.customer import DAY_MS, PARTS_OF_DAY
 from stream.processing.features import HABIT_EVENTS
@@ -25,15 +25,15 @@ class Scored(NamedTuple):
     """The accepted events of a tick as the anomaly model sees them, in order.
 
     `who` is the index of each event's customer in the tick, `features` has shape (n, 11), `rates` the share of events
-    at least as unusual (1.0 while the model warms up), `causes` topic-partition-offset.
+    at least as unusual (1.0 while the model warms up).
     """
 
     events: Sequence[Event]
+    records: Sequence[Record]
     who: NDArray[np.int64]
     features: NDArray[np.float64]
     scores: NDArray[np.float64]
     rates: NDArray[np.float64]
-    causes: Sequence[str]
 
 
 def decide(looking: Looking, scored: Scored, held: Hold) -> list[Alert]:
@@ -44,11 +44,9 @@ def decide(looking: Looking, scored: Scored, held: Hold) -> list[Alert]:
     forgotten = looking.now_ms - rows["anomaly_at"] > MEMORY_MS
     rows["anomaly_rate"][forgotten] = 1.0
     alerts = []
-    for position in np.flatnonzero(scored.rates < rows["anomaly_rate"][scored.who]).tolist():
-        row = rows[scored.who[position]]
-        if scored.rates[position] < row["anomaly_rate"]:
-            row["anomaly_rate"] = scored.rates[position]
-            row["anomaly_at"] = scored.events[position].time_ms
+    rarest = _rarest(scored, np.flatnonzero(scored.rates < rows["anomaly_rate"][scored.who]))
+    rows["anomaly_rate"][scored.who[rarest]] = scored.rates[rarest]
+    rows["anomaly_at"][scored.who[rarest]] = [scored.events[position].time_ms for position in rarest.tolist()]
     for position in np.flatnonzero(scored.rates <= 1.0 / settings.anomaly_one_in).tolist():
         index = int(scored.who[position])
         row, event = rows[index], scored.events[position]
@@ -66,6 +64,12 @@ def decide(looking: Looking, scored: Scored, held: Hold) -> list[Alert]:
     return alerts
 
 
+def _rarest(scored: Scored, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of these events each customer's rarest one; of equals the first."""
+    ordered = positions[np.lexsort((scored.rates[positions], scored.who[positions]))]
+    return ordered[np.diff(scored.who[ordered], prepend=-1) > 0]
+
+
 def _alert(looking: Looking, scored: Scored, position: int, index: int) -> Alert:
     event, rate = scored.events[position], float(scored.rates[position])
     settings = looking.rules.settings.alerts
@@ -81,7 +85,7 @@ def _alert(looking: Looking, scored: Scored, position: int, index: int) -> Alert
         ANOMALY,
         looking.customers[index],
         event.time_ms,
-        scored.causes[position],
+        scored.records[position].place,
         "usual",
         "unusual",
         "high" if rate * settings.anomaly_one_in <= 0.1 else "medium",

@@ -177,7 +177,7 @@ def _alert(
         CHURN_RISK,
         looking.customers[index],
         now_ms,
-        looking.causes[index],
+        looking.cause(index),
         "low",
         "high",
         "high" if risk >= (1 + rules.settings.alerts.churn_enter) / 2 else "medium",
@@ -197,7 +197,7 @@ def _alert(
             "orders": int(row["orders"]),
             "spend_minor": int(row["spend_minor"]),
             "cleared_by": f"an order, or a risk below {rules.settings.alerts.churn_clear:g}",
-            "evidence_event_ids": list(looking.evidence[index]),
+            "evidence_event_ids": looking.evidence(index),
         },
         model.n_labels,
     )

@@ -1,7 +1,8 @@
 """The one clock of a task, and the order in which its topics are read. Pure: wall time comes in as an argument."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
 from stream.errors import InvalidEvent
@@ -9,15 +10,14 @@ from stream.events import Event, EventRules, Forget, Record, decode, forget_of
 
 
 class Decoded(NamedTuple):
-    """A record with what it decoded to: an event, an order to forget, or why it is neither."""
+    """A record with what it decoded to: an event, an order to forget, or why it is neither.
+
+    `time_ms` is the event time; a record that is no event has none (0) and waits for nothing.
+    """
 
     record: Record
     outcome: Event | Forget | InvalidEvent
-
-    @property
-    def time_ms(self) -> int:
-        """Event time; a record that is no event has none and waits for nothing."""
-        return self.outcome.time_ms if isinstance(self.outcome, Event) else 0
+    time_ms: int
 
 
 Buffers = Mapping[str, deque[Decoded]]
@@ -26,9 +26,12 @@ Buffers = Mapping[str, deque[Decoded]]
 def read(record: Record, rules: EventRules) -> Decoded:
     """Decode a record, keeping the reason where it cannot be decoded."""
     try:
-        return Decoded(record, forget_of(record) or decode(record, rules))
+        if record.headers and (forget := forget_of(record)):
+            return Decoded(record, forget, 0)
+        event = decode(record, rules)
+        return Decoded(record, event, event.time_ms)
     except InvalidEvent as invalid:
-        return Decoded(record, invalid)
+        return Decoded(record, invalid, 0)
 
 
 def merged(decoded: Iterable[Decoded], topics: tuple[str, ...]) -> list[Decoded]:
@@ -60,38 +63,41 @@ def take(
     bound = min(
         (highs.get(topic, 0) for topic in buffers if not buffers[topic] and topic not in released), default=None
     )
-    while len(taken) < max_events:
-        heads = [(buffer[0].time_ms, topic) for topic, buffer in buffers.items() if buffer]
-        if not heads:
-            break
-        time_ms, topic = min(heads)
+    heads = [(buffer[0].time_ms, topic) for topic, buffer in buffers.items() if buffer]
+    heapify(heads)
+    history: bool | None = None
+    forgetting = False
+    while heads and len(taken) < max_events:
+        time_ms, topic = heads[0]
         if bound is not None and time_ms > bound:
             break
-        if taken and ((until_ms is not None and time_ms > until_ms) or _parts(taken, buffers[topic][0])):
+        buffer = buffers[topic]
+        outcome = buffer[0].outcome
+        if isinstance(outcome, Event):
+            parts = forgetting or history not in (None, outcome.history)
+        else:
+            parts = forgetting and not isinstance(outcome, Forget)
+        if taken and (parts or (until_ms is not None and time_ms > until_ms)):
             break
-        taken.append(buffers[topic].popleft())
-        if not buffers[topic] and topic not in released:
+        history = outcome.history if isinstance(outcome, Event) else history
+        forgetting = isinstance(outcome, Forget)
+        taken.append(buffer.popleft())
+        if buffer:
+            heapreplace(heads, (buffer[0].time_ms, topic))
+            continue
+        heappop(heads)
+        if topic not in released:
             own = max(highs.get(topic, 0), max(one.time_ms for one in taken if one.record.topic == topic))
             bound = own if bound is None else min(bound, own)
     return taken
 
 
-def _parts(taken: Sequence[Decoded], following: Decoded) -> bool:
-    """Whether a tick ends between what was taken and what follows."""
-    if isinstance(taken[-1].outcome, Forget):
-        return not isinstance(following.outcome, Forget)
-    if not isinstance(following.outcome, Event):
-        return False
-    before = next((one.outcome for one in reversed(taken) if isinstance(one.outcome, Event)), following.outcome)
-    return before.history != following.outcome.history
-
-
 def raised(highs: Mapping[str, int], taken: Iterable[Decoded]) -> dict[str, int]:
     """The highest event time seen of each topic after a tick took these records."""
     after = dict(highs)
-    for one in taken:
-        if one.time_ms > after.get(one.record.topic, 0):
-            after[one.record.topic] = one.time_ms
+    for record, _, time_ms in taken:
+        if time_ms > after.get(record.topic, 0):
+            after[record.topic] = time_ms
     return after
 
 

@@ -138,6 +138,11 @@ def blank(count: int) -> Rows:
     return rows
 
 
+def raw(rows: Rows) -> Rows:
+    """The same rows as bare bytes, to be copied: numpy copies structured ones field by field, at 20 times the cost."""
+    return rows.view(f"V{ROW.itemsize}")
+
+
 def as_written(rows: Rows, schema: int) -> Rows:
     """Rows in the form of a schema, for the store and the journal: what came later is left out."""
     return rows if schema == SCHEMA else _copied(rows, np.zeros(len(rows), ROWS[schema]))

@@ -5,15 +5,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.events import Event, Kind
+from online_models.compiled import compiled
+from stream.events import Kind
 from stream.processing.customer import DAY_MS, ORDER_HALF_LIVES_DAYS, Rows
 from stream.processing.update import (
     EWMA_RATE,
     SESSION_GAP_MS,
     SPEND_HALF_LIVES_DAYS,
-    LocalTime,
-    bucket,
+    apply,
     decay,
+    is_duplicate,
+    is_trouble,
 )
 
 Matrix = NDArray[np.float64]
@@ -32,42 +34,60 @@ HABIT_EVENTS = 5
 """A customer's own habit (hour, category, amount, gap) is not a baseline before this many observations of it."""
 
 
-def event_features(row: np.void, event: Event, local: LocalTime, minor_per_major: int) -> tuple[float, ...]:
+@compiled
+def fold(rows: Rows, acts: NDArray[np.void], categories: NDArray[np.int64], features: Matrix) -> NDArray[np.bool_]:
+    """Count acts in their customers' rows, in order; returns which of them are new.
+
+    Each new one is first described against the row as it is then, in its row of `features`.
+    """
+    new = np.zeros(len(acts), np.bool_)
+    for i in range(len(acts)):
+        act = acts[i]
+        row = rows[act["who"]]
+        if not is_duplicate(row, act):
+            named = categories[act["first"] : act["last"]]
+            features[i] = event_features(row, act, named)
+            apply(row, act, named)
+            new[i] = True
+    return new
+
+
+@compiled
+def event_features(row: np.void, act: np.void, categories: NDArray[np.int64]) -> tuple[float, ...]:
     """ANOMALY_FEATURES of an event against the row before it.
 
     Each grows with what a shop would act on, and is cut off or crowded on the other side: a smaller order than usual,
     or a sooner one, is nobody's alarm.
     """
-    time_ms = event.time_ms
-    amount = amount_z = items = gap_z = spend_trend = NAN
-    if event.kind is Kind.ORDER:
-        if event.items:
-            items = math.sqrt(event.items)
-        if event.amount_minor is not None:
-            amount = math.sqrt(event.amount_minor / minor_per_major)
-            log_amount = math.log1p(event.amount_minor / minor_per_major)
+    time_ms = act["time_ms"]
+    amount_z = amount = items = gap_z = spend_trend = NAN
+    if act["kind"] == Kind.ORDER:
+        if act["items"] != 0:
+            items = math.sqrt(act["items"])
+        if act["amount_minor"] >= 0:
+            amount = math.sqrt(act["amount"])
             if row["priced"] >= HABIT_EVENTS:
-                spread = math.sqrt((float(row["log_amount_m2"]) + 0.5) / (int(row["priced"]) + 1))
-                amount_z = max((log_amount - float(row["log_amount_mean"])) / spread, 0.0)
+                spread = math.sqrt((row["log_amount_m2"] + 0.5) / (row["priced"] + 1))
+                amount_z = max((math.log1p(act["amount"]) - row["log_amount_mean"]) / spread, 0.0)
         if row["order_days"] > HABIT_EVENTS:
-            gap_days = max((time_ms - int(row["last_order"])) / DAY_MS, 0.5)
-            spread = math.sqrt((float(row["log_gap_m2"]) + 0.5) / int(row["order_days"]))
-            gap_z = max((math.log(gap_days) - float(row["log_gap_mean"])) / spread, 0.0)
-        if row["priced"] >= HABIT_EVENTS:
-            spend_trend = _spend_trend(row, time_ms, event.amount_minor or 0)
-            spend_trend = NAN if math.isnan(spend_trend) else max(spend_trend, 0.0)
+            gap_days = max((time_ms - row["last_order"]) / DAY_MS, 0.5)
+            spread = math.sqrt((row["log_gap_m2"] + 0.5) / row["order_days"])
+            gap_z = max((math.log(gap_days) - row["log_gap_mean"]) / spread, 0.0)
+        if row["priced"] >= HABIT_EVENTS and (time_ms - row["first_order"]) / DAY_MS >= TREND_AFTER_DAYS:
+            spend_trend = max(_spend_trend(row, time_ms, max(act["amount_minor"], 0)), 0.0)
     part_of_day = category = NAN
     if row["events"] >= HABIT_EVENTS:
-        part_of_day = -math.log2(float(row["parts_of_day"][local.part_of_day(time_ms)]) + 0.02)
-    if event.categories and row["categorised"] >= HABIT_EVENTS:
-        best = max(float(row["categories"][bucket(name)]) for name in event.categories)
-        category = -math.log2(best + 0.02)
-    silence = time_ms - int(row["last_seen"])
-    same_session = row["session_events"] > 0 and silence <= SESSION_GAP_MS
-    in_session = int(row["session_events"]) + 1 if same_session else 1
-    minutes = max(time_ms - int(row["session_start"]), 0) / 60_000 if same_session else 0.0
-    waited = max(time_ms - int(row["activity_at"]), 0) if row["activity_at"] else 0
-    trouble = 1.0 if event.kind in (Kind.CART_REMOVE, Kind.REFUND) else 0.0
+        part_of_day = -math.log2(np.float64(row["parts_of_day"][act["part_of_day"]]) + 0.02)
+    if len(categories) and row["categorised"] >= HABIT_EVENTS:
+        best = np.float32(0.0)
+        for bucket in categories:
+            best = max(best, row["categories"][bucket])
+        category = -math.log2(np.float64(best) + 0.02)
+    same_session = row["session_events"] > 0 and time_ms - row["last_seen"] <= SESSION_GAP_MS
+    in_session = row["session_events"] + 1 if same_session else 1
+    minutes = max(time_ms - row["session_start"], 0) / 60_000 if same_session else 0.0
+    waited = max(time_ms - row["activity_at"], 0) if row["activity_at"] != 0 else 0
+    trouble = 1.0 if is_trouble(act["kind"]) else 0.0
     return (
         amount_z,
         amount,
@@ -77,28 +97,28 @@ def event_features(row: np.void, event: Event, local: LocalTime, minor_per_major
         category,
         math.log1p(in_session),
         math.log1p(in_session / (minutes + 1.0)) if minutes > 0 else NAN,  # a log of dates has no pace
-        math.log1p(decay(float(row["events_day"]), 1.0, waited) + 1.0),
+        math.log1p(decay(row["events_day"], 1.0, waited) + 1.0),
         spend_trend,
-        math.log1p(decay(float(row["trouble_week"]), 7.0, waited) + trouble),
+        math.log1p(decay(row["trouble_week"], 7.0, waited) + trouble),
     )
 
 
+@compiled
 def _spend_trend(row: np.void, time_ms: int, amount_minor: int) -> float:
-    """ln of spend a day over the last week against that over the last three months, this order in both.
-
-    NaN before `TREND_AFTER_DAYS` of history.
-    """
-    waited = max(time_ms - int(row["orders_at"]), 0)
-    week, quarter = (
-        decay(float(row["spend_decayed"][i]), half_life, waited) for i, half_life in enumerate(SPEND_HALF_LIVES_DAYS)
+    """ln of spend a day over the last week against that over the last three months, this order in both."""
+    waited = max(time_ms - row["orders_at"], 0)
+    tenure_days = (time_ms - row["first_order"]) / DAY_MS
+    short, long = SPEND_HALF_LIVES_DAYS
+    week, quarter = decay(row["spend_decayed"][0], short, waited), decay(row["spend_decayed"][1], long, waited)
+    return math.log((week + amount_minor + 1.0) / _decayed_days(tenure_days, short)) - math.log(
+        (quarter + amount_minor + 1.0) / _decayed_days(tenure_days, long)
     )
-    tenure_days = (time_ms - int(row["first_order"])) / DAY_MS
-    if tenure_days < TREND_AFTER_DAYS:
-        return NAN
-    spans = [
-        half_life / math.log(2.0) * (1.0 - math.exp2(-tenure_days / half_life)) for half_life in SPEND_HALF_LIVES_DAYS
-    ]
-    return math.log((week + amount_minor + 1.0) / spans[0]) - math.log((quarter + amount_minor + 1.0) / spans[1])
+
+
+@compiled
+def _decayed_days(days: float, half_life_days: float) -> float:
+    """How many decayed days a history of `days` is worth."""
+    return half_life_days / math.log(2.0) * (1.0 - math.exp2(-days / half_life_days))
 
 
 def segment_features(rows: Rows, time_ms: Times) -> Matrix:

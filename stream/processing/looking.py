@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.events import Event, Record
+from stream.processing.acts import LocalTime
 from stream.processing.customer import Rows
-from stream.processing.update import LocalTime
 from stream.processing.version import Version
 from stream.settings import Settings
 
@@ -32,8 +33,8 @@ class Rules:
 class Looking:
     """The customers a tick touched: `rows` are changed in place by the deciders, `before` is as the tick found them.
 
-    `known` marks rows that existed before, `anonymous` those without a userId, `causes` says per row which event (or
-    due time) made the tick look, `evidence` holds the message ids behind it. `now_ms` is stream time per row: never
+    `known` marks rows that existed before, `anonymous` those without a userId, `latest` says per row which of the
+    tick's `events` (and their `records`) is its last, -1 where it has none. `now_ms` is stream time per row: never
     before the row's own last event. `hours` of stream time went by in the tick, at least 1; a step longer
     than a day is a hole in the stream and counts as 1.
     """
@@ -48,5 +49,18 @@ class Looking:
     known: NDArray[np.bool_]
     anonymous: NDArray[np.bool_]
     now_ms: NDArray[np.int64]
-    causes: Sequence[str]
-    evidence: Sequence[tuple[str, ...]]
+    stream_time_ms: int
+    events: Sequence[Event]
+    records: Sequence[Record]
+    latest: NDArray[np.int64]
+
+    def cause(self, index: int) -> str:
+        """Which event, or which stream time, made the tick look at a row."""
+        place = int(self.latest[index])
+        return f"due-{self.stream_time_ms}" if place < 0 else self.records[place].place
+
+    def evidence(self, index: int) -> list[str]:
+        """The message ids behind it."""
+        place = int(self.latest[index])
+        message_id = self.events[place].message_id if place >= 0 else None
+        return [message_id] if message_id else []

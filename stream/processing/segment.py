@@ -119,7 +119,7 @@ def _alert(looking: Looking, index: int, segment: int, margin: float, features: 
         SEGMENT_CHANGED,
         looking.customers[index],
         int(looking.now_ms[index]),
-        looking.causes[index],
+        looking.cause(index),
         str(before),
         str(segment),
         "info",
@@ -134,7 +134,7 @@ def _alert(looking: Looking, index: int, segment: int, margin: float, features: 
             "confidence": margin,
             "threshold": looking.rules.settings.alerts.segment_margin,
             "since": rfc3339(int(row["candidate_since"])),
-            "evidence_event_ids": list(looking.evidence[index]),
+            "evidence_event_ids": looking.evidence(index),
         },
         int(version.segments.figures()["customers"]),
     )

@@ -6,8 +6,9 @@ Everything it depends on is in its journal entry, so any tick can be run again a
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 
 import online_models
 from stream.errors import InvalidEvent
-from stream.events import Event, Forget, Record, fingerprint, minor_digits
+from stream.events import Event, Kind, Record, fingerprint, minor_digits
 from stream.processing import anomaly, churn, due, segment
+from stream.processing.acts import LocalTime, acts
 from stream.processing.alerts import Alert, Origin, alert_id, render
 from stream.processing.clock import Decoded, raised
-from stream.processing.customer import DAY_MS, Rows, blank, without_news
-from stream.processing.features import event_features
+from stream.processing.customer import DAY_MS, Rows, blank, raw, without_news
+from stream.processing.features import fold
 from stream.processing.journal import Entry, Published, TaskState
 from stream.processing.looking import Hold, Looking, Rules
 from stream.processing.names import ANOMALY_FEATURES
 from stream.processing.placement import is_placed
-from stream.processing.update import LocalTime, apply, is_duplicate
 from stream.processing.version import Version
 from stream.settings import Settings
 
@@ -105,7 +106,14 @@ def touched(decoded: Sequence[Decoded], wakes: Sequence[str]) -> list[str]:
     return list(seen)
 
 
-def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np.bool_], rules: Rules) -> TickResult:
+def run(
+    tick: TickInput,
+    customers: Sequence[str],
+    rows: Rows,
+    known: NDArray[np.bool_],
+    rules: Rules,
+    spent: Callable[[str], None] = lambda _phase: None,
+) -> TickResult:
     """Run one tick.
 
     Args:
@@ -114,34 +122,40 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         rows: their rows before the tick; not changed. Rows that are not `known` are ignored.
         known: which of them exist.
         rules: the settings.
+        spent: called at the end of each phase.
     """
     settings = rules.settings
     after = blank(len(customers))
-    after[known] = rows[known]
+    raw(after)[known] = raw(rows)[known]
     before = after.copy()
     counts: Counter[str] = Counter()
     held: Counter[tuple[str, str]] = Counter()
-    dead, accepted, erased = _take_in(tick, customers, after, rules, counts)
+    dead, accepted, forgotten, erased = _take_in(tick, customers, after, rules, counts)
     ended_here = int((known & erased).sum())
     known = known & ~erased
     before[erased] = blank(1)[0]
+    spent("state")
     scored = _score(tick.version, accepted)
+    spent("score")
     anonymous = np.array([customer.startswith("anon:") for customer in customers], np.bool_)
     alive = np.flatnonzero(after["events"] > 0)
-    causes, evidence = _causes(len(customers), accepted, tick.stream_time_ms)
+    latest = np.full(len(customers), -1)
+    latest[accepted.table["who"]] = np.arange(len(accepted.table))  # of a repeated index numpy keeps the last
     looking = Looking(
         tick.task,
         _hours(tick),
         rules,
         tick.version,
         [customers[i] for i in alive.tolist()],
-        before[alive],
-        after[alive],
+        before.take(alive),
+        after.take(alive),
         known[alive],
         anonymous[alive],
         np.maximum(tick.stream_time_ms, after["last_seen"][alive]),
-        [causes[i] for i in alive.tolist()],
-        [evidence[i] for i in alive.tolist()],
+        tick.stream_time_ms,
+        accepted.events,
+        accepted.records,
+        latest[alive],
     )
     place = np.full(len(customers), -1, np.int64)
     place[alive] = np.arange(len(alive))
@@ -170,7 +184,8 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
     schema = max(tick.state.schema, settings.journal.schema_version or tick.state.schema)
     history_until_ms = tick.state.history_until_ms
     if schema > 1:
-        history_until_ms = max([history_until_ms, *(one.event.time_ms for one in accepted if one.event.history)])
+        history = accepted.table["time_ms"][accepted.table["history"] > 0]
+        history_until_ms = max([history_until_ms, *history.tolist()])
     past = [alert for alert in alerts if alert.time_ms <= history_until_ms]
     for alert in past:
         hold(alert.kind, "history")
@@ -192,7 +207,7 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         history_until_ms=history_until_ms,
     )
     config = settings.config_hash
-    ended = {*tick.wakes, *(one.outcome.customer for one in tick.decoded if isinstance(one.outcome, Forget))}
+    ended = forgotten | set(tick.wakes)
     origin = Origin(settings.application.name, state.incarnation, tick.task, seq, config, CODE, tick.version.number)
     entry = Entry(
         settings.application.name,
@@ -207,14 +222,14 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         CODE,
         tick.partitions,
         [looking.customers[i] for i in stays.tolist()],
-        without_news(looking.rows[stays], schema),
+        without_news(looking.rows.take(stays), schema),
         [looking.customers[i] for i in np.flatnonzero(gone).tolist()]
         # A due time without a row is taken out of the store's index like a row that has ended.
         + [name for name, events in zip(customers, after["events"], strict=True) if name in ended and events == 0],
         [Published(alert.customer, alert_id(origin, alert), render(origin, alert)) for alert in kept],
         [Published(alert.customer, alert_id(origin, alert), render(origin, alert)) for alert in past],
         listed[scored.who].astype(np.uint32),
-        np.array([_uid(event, cause) for event, cause in zip(scored.events, scored.causes, strict=True)], np.uint64),
+        _uids(accepted),
         scored.features.astype(np.float32),
         scored.scores.astype(np.float32),
         listed[labels.who].astype(np.uint32),
@@ -223,35 +238,57 @@ def run(tick: TickInput, customers: Sequence[str], rows: Rows, known: NDArray[np
         labels.taken_ms,
     )
     misplaced = [letter.customer for letter in dead if letter.reason == "misplaced"]
+    spent("decide")
     return TickResult(entry, dead, counts, held, [alert.kind for alert in kept], misplaced, met)
 
 
 class _Accepted(NamedTuple):
-    event: Event
-    who: int
-    features: tuple[float, ...]
-    cause: str
+    """Events that count, in order: with their records, as columns, and described against the row before each."""
+
+    events: list[Event]
+    records: list[Record]
+    table: NDArray[np.void]
+    features: NDArray[np.float64]
+
+    def only(self, these: NDArray[np.bool_]) -> "_Accepted":
+        events, records = list(compress(self.events, these)), list(compress(self.records, these))
+        return _Accepted(events, records, self.table[these], self.features[these])
+
+    def then(self, later: "_Accepted") -> "_Accepted":
+        if not self.events:
+            return later
+        table, features = np.concatenate((self.table, later.table)), np.concatenate((self.features, later.features))
+        return _Accepted(self.events + later.events, self.records + later.records, table, features)
 
 
-def _take_in(
-    tick: TickInput, customers: Sequence[str], after: Rows, rules: Rules, counts: Counter[str]
-) -> tuple[list[DeadLetter], list[_Accepted], NDArray[np.bool_]]:
-    """Count every event in its customer's row, each scored against the row as it was before.
+class _TakenIn(NamedTuple):
+    """`forgotten` are the customers asked to be, `erased` marks those who were there; what followed made new ones."""
 
-    The mask says which customers were forgotten on the way; what followed made new ones of them.
-    """
+    dead: list[DeadLetter]
+    accepted: _Accepted
+    forgotten: set[str]
+    erased: NDArray[np.bool_]
+
+
+def _take_in(tick: TickInput, customers: Sequence[str], after: Rows, rules: Rules, counts: Counter[str]) -> _TakenIn:
+    """Count every event in its customer's row, each described against the row as it was before."""
     index = {customer: i for i, customer in enumerate(customers)}
+    partitioner = rules.settings.kafka.partitioner
+
+    def is_astray(customer: str) -> bool:
+        return not is_placed(customer, tick.task, tick.partitions, partitioner)
+
+    astray = {customers[i] for i in np.flatnonzero(after["events"] == 0).tolist() if is_astray(customers[i])}
     erased = np.zeros(len(customers), np.bool_)
     dead: list[DeadLetter] = []
-    accepted: list[_Accepted] = []
-    partitioner = rules.settings.kafka.partitioner
-    for record, outcome in tick.decoded:
+    forgotten: set[str] = set()
+    events: list[Event] = []
+    records: list[Record] = []
+    accepted = _count(events, records, index, after, rules, counts)
+    for record, outcome, _ in tick.decoded:
         if isinstance(outcome, InvalidEvent):
             dead.append(DeadLetter(record, outcome.reason, outcome.detail))
-            continue
-        who = index[outcome.customer]
-        row = after[who]
-        if row["events"] == 0 and not is_placed(outcome.customer, tick.task, tick.partitions, partitioner):
+        elif outcome.customer in astray:
             dead.append(
                 DeadLetter(
                     record,
@@ -261,52 +298,57 @@ def _take_in(
                     outcome.customer,
                 )
             )
-            continue
-        if isinstance(outcome, Forget):
-            if row["events"] > 0:
-                accepted = [one for one in accepted if one.who != who]
+        elif isinstance(outcome, Event):
+            events.append(outcome)
+            records.append(record)
+        else:
+            accepted = accepted.then(_count(events, records, index, after, rules, counts))
+            events, records = [], []
+            who = index[outcome.customer]
+            forgotten.add(outcome.customer)
+            if after["events"][who] > 0:
+                accepted = accepted.only(accepted.table["who"] != who)
                 counts["forgotten"] += 1
                 erased[who] = True
                 after[who] = blank(1)[0]
-            continue
-        if is_duplicate(row, outcome):
-            counts["duplicate"] += 1
-            continue
-        features = event_features(row, outcome, rules.local, rules.minor_per_major)
-        late = int(row["late"])
-        apply(row, outcome, rules.local, rules.minor_per_major)
-        counts["late"] += int(row["late"]) - late
-        counts["clamped"] += outcome.clamped
-        counts[outcome.kind.name.lower()] += 1
-        accepted.append(_Accepted(outcome, who, features, f"{record.topic}-{record.partition}-{record.offset}"))
-    return dead, accepted, erased
+                if is_astray(outcome.customer):
+                    astray.add(outcome.customer)
+    accepted = accepted.then(_count(events, records, index, after, rules, counts))
+    return _TakenIn(dead, accepted, forgotten, erased)
 
 
-def _score(version: Version, accepted: Sequence[_Accepted]) -> anomaly.Scored:
-    count = len(accepted)
-    features = np.array([one.features for one in accepted], np.float64).reshape(count, len(ANOMALY_FEATURES))
+def _count(
+    events: list[Event],
+    records: list[Record],
+    index: Mapping[str, int],
+    after: Rows,
+    rules: Rules,
+    counts: Counter[str],
+) -> _Accepted:
+    """Count events in their customers' rows; duplicates are left out."""
+    columns = acts(events, [index[event.customer] for event in events], rules.local, rules.minor_per_major)
+    features = np.zeros((len(events), len(ANOMALY_FEATURES)))
+    late = int(after["late"].sum())
+    new = fold(after, *columns, features)
+    found = _Accepted(events, records, columns.table, features).only(new)
+    if found.events:
+        counts["late"] += int(after["late"].sum()) - late
+        counts["clamped"] += int(found.table["clamped"].sum())
+    if len(found.events) < len(events):
+        counts["duplicate"] += len(events) - len(found.events)
+    for kind, count in enumerate(np.bincount(found.table["kind"]).tolist()):
+        if count:
+            counts[Kind(kind).name.lower()] += count
+    return found
+
+
+def _score(version: Version, accepted: _Accepted) -> anomaly.Scored:
+    count = len(accepted.events)
     scores, rates = np.zeros(count), np.ones(count)
     if count and version.anomaly.ready:
-        scores = version.anomaly.score_many(features)
+        scores = version.anomaly.score_many(accepted.features)
         rates = version.anomaly.rate_many(scores)
-    return anomaly.Scored(
-        [one.event for one in accepted],
-        np.array([one.who for one in accepted], np.int64),
-        features,
-        scores,
-        rates,
-        [one.cause for one in accepted],
-    )
-
-
-def _causes(count: int, accepted: Sequence[_Accepted], stream_time_ms: int) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Per customer the last event that made the tick look (else the stream time), and the message ids behind it."""
-    causes = [f"due-{stream_time_ms}"] * count
-    evidence: list[tuple[str, ...]] = [()] * count
-    for one in accepted:
-        causes[one.who] = one.cause
-        evidence[one.who] = (one.event.message_id,) if one.event.message_id else ()
-    return causes, evidence
+    return anomaly.Scored(accepted.events, accepted.records, accepted.table["who"], accepted.features, scores, rates)
 
 
 def _note(looking: Looking, kept: Sequence[Alert], stream_time_ms: int) -> None:
@@ -338,11 +380,14 @@ def _hours(tick: TickInput) -> int:
 
 def _next_offsets(tick: TickInput) -> dict[str, int]:
     offsets = dict(tick.state.offsets)
-    for record, _ in tick.decoded:
+    for record, _, _ in tick.decoded:
         offsets[record.topic] = record.offset + 1
     return offsets
 
 
-def _uid(event: Event, cause: str) -> int:
+def _uids(accepted: _Accepted) -> NDArray[np.uint64]:
     """What a model's sampling draws from: the message, or where it lay."""
-    return event.message_hash or fingerprint(cause)
+    uids = accepted.table["message"].copy()
+    for i in np.flatnonzero(uids == 0).tolist():
+        uids[i] = fingerprint(accepted.records[i].place)
+    return uids

@@ -1,237 +1,238 @@
-"""What one event does to its customer's row: O(1), in place, no clock but the event's own."""
+"""What one event does to its customer's row: O(1), in place, no clock but the event's own.
+
+Compiled loops over rows (`ROW`) and acts (`ACT`); all arithmetic is float64, put into float32 shares at the end.
+"""
 
 import math
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
-from zlib import crc32
-from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.events import Event, Kind
-from stream.processing.customer import (
-    CATEGORY_BUCKETS,
-    DAY_MS,
-    LONG_GAPS_DAYS,
-    MOST_GAPS,
-    ORDER_HALF_LIVES_DAYS,
-    PARTS_OF_DAY,
-)
+from online_models.compiled import compiled
+from stream.events import Kind
+from stream.processing.customer import DAY_MS, LONG_GAPS_DAYS, MOST_GAPS, ORDER_HALF_LIVES_DAYS, PARTS_OF_DAY
 
 SESSION_GAP_MS = 1_800_000
-QUARTER_MS = 900_000
 SAME_OCCASION_DAYS = 0.5
 """Orders closer together than this are one purchase occasion: they move no gap statistics."""
 EWMA_RATE = 0.3
 SHARE_MEMORY = 100
 SPEND_HALF_LIVES_DAYS = (7.0, 90.0)
-PART_MS = DAY_MS // PARTS_OF_DAY
-
-_COUNTERS = {
-    Kind.VIEW: "views",
-    Kind.SEARCH: "searches",
-    Kind.CART_ADD: "adds",
-    Kind.CART_REMOVE: "removes",
-    Kind.CHECKOUT: "checkouts",
-}
 
 
-@dataclass(slots=True)
-class LocalTime:
-    """Local part of day and weekend of an event time; the zone's offset is looked up once a quarter of an hour.
-
-    >>> LocalTime("America/New_York").part_of_day(1_488_412_800_000)  # 2017-03-02T00:00Z is 19:00 the day before
-    6
-    """
-
-    zone: str
-    _offsets: dict[int, int] = field(default_factory=dict)
-
-    def local_ms(self, time_ms: int) -> int:
-        quarter = time_ms // QUARTER_MS
-        offset = self._offsets.get(quarter)
-        if offset is None:
-            if len(self._offsets) > 20_000:
-                self._offsets.clear()
-            moment = datetime.fromtimestamp(quarter * QUARTER_MS / 1000, UTC).astimezone(ZoneInfo(self.zone))
-            delta = moment.utcoffset()
-            offset = self._offsets[quarter] = int(delta.total_seconds() * 1000) if delta else 0
-        return time_ms + offset
-
-    def part_of_day(self, time_ms: int) -> int:
-        """0 = from midnight to 3 h, … 7 = from 21 h."""
-        return self.local_ms(time_ms) % DAY_MS // PART_MS
-
-    def is_weekend(self, time_ms: int) -> bool:
-        return (self.local_ms(time_ms) // DAY_MS + 3) % 7 >= 5  # day 0 of the epoch was a Thursday
-
-
-def is_duplicate(row: np.void, event: Event) -> bool:
+@compiled
+def is_duplicate(row: np.void, act: np.void) -> bool:
     """Whether the row already holds the event's message id, or its order id as an order."""
-    if event.message_hash and event.message_hash in row["message_ids"].tolist():
+    if _holds(row["message_ids"], act["message"]):
         return True
-    return event.kind is Kind.ORDER and event.order_hash != 0 and event.order_hash in row["order_ids"].tolist()
+    return bool(act["kind"] == Kind.ORDER and _holds(row["order_ids"], act["order"]))
 
 
-def apply(row: np.void, event: Event, local: LocalTime, minor_per_major: int) -> None:
+@compiled
+def _holds(latest: NDArray[np.uint64], value: int) -> bool:
+    return _place(latest, value) >= 0
+
+
+@compiled
+def _place(latest: NDArray[np.uint64], value: int) -> int:
+    """Where a fingerprint lies; -1 where it does not, and for 0, which stands for none."""
+    if value != 0:
+        for i in range(len(latest)):
+            if latest[i] == value:
+                return i
+    return -1
+
+
+@compiled
+def apply(row: np.void, act: np.void, categories: NDArray[np.int64]) -> None:
     """Count the event in the row. The caller has made sure that it is no duplicate."""
-    time_ms = event.time_ms
+    time_ms = act["time_ms"]
     if row["events"] == 0:
-        row["first_seen"] = row["last_seen"] = time_ms
-    late = time_ms < row["last_seen"]
-    if event.message_hash:
-        _remember(row["message_ids"], event.message_hash)
+        row["first_seen"] = time_ms
+        row["last_seen"] = time_ms
+    if act["message"] != 0:
+        _remember(row["message_ids"], act["message"])
     row["events"] += 1
-    if event.kind in _COUNTERS:
-        row[_COUNTERS[event.kind]] += 1
-    if late:
+    _count(row, act["kind"])
+    if time_ms < row["last_seen"]:
         row["late"] += 1
-        row["first_seen"] = min(int(row["first_seen"]), time_ms)
+        row["first_seen"] = min(row["first_seen"], time_ms)
     else:
         _session(row, time_ms)
         row["last_seen"] = time_ms
-    _activity(row, event)
-    _habits(row, event, local)
-    if event.kind is Kind.ORDER:
-        _order(row, event, minor_per_major)
-    elif event.kind is Kind.REFUND:
-        _refund(row, event)
+    _activity(row, act)
+    _habits(row, act, categories)
+    if act["kind"] == Kind.ORDER:
+        _order(row, act)
+    elif act["kind"] == Kind.REFUND:
+        _refund(row, act)
 
 
+@compiled
+def _count(row: np.void, kind: int) -> None:
+    if kind == Kind.VIEW:
+        row["views"] += 1
+    elif kind == Kind.SEARCH:
+        row["searches"] += 1
+    elif kind == Kind.CART_ADD:
+        row["adds"] += 1
+    elif kind == Kind.CART_REMOVE:
+        row["removes"] += 1
+    elif kind == Kind.CHECKOUT:
+        row["checkouts"] += 1
+
+
+@compiled
 def _remember(latest: NDArray[Any], value: int) -> None:
     """Put a value first, and let the last one go."""
-    latest[1:] = latest[:-1]
+    for i in range(len(latest) - 1, 0, -1):
+        latest[i] = latest[i - 1]
     latest[0] = value
 
 
+@compiled
 def decay(value: float, half_life_days: float, elapsed_ms: int) -> float:
     """What is left of a decayed counter after `elapsed_ms`."""
     return value * math.exp2(-elapsed_ms / (half_life_days * DAY_MS))
 
 
-def _decayed(
-    sums: NDArray[Any], half_lives_days: tuple[float, ...], waited_ms: int, added: float, aged_ms: int
-) -> tuple[float, ...]:
-    """Sums decayed for `waited_ms`, plus what is `added`, decayed for `aged_ms` already."""
-    return tuple(
-        decay(value, half_life, waited_ms) + decay(added, half_life, aged_ms)
-        for value, half_life in zip(sums.tolist(), half_lives_days, strict=True)
-    )
+@compiled
+def _age(sums: NDArray[Any], half_lives_days: tuple[float, ...], waited_ms: int, added: float, aged_ms: int) -> None:
+    """Decay sums for `waited_ms`, and add to each what was `added`, decayed for `aged_ms` already."""
+    for i in range(len(sums)):
+        sums[i] = decay(sums[i], half_lives_days[i], waited_ms) + decay(added, half_lives_days[i], aged_ms)
 
 
+@compiled
 def _session(row: np.void, time_ms: int) -> None:
-    if row["session_events"] == 0 or time_ms - int(row["last_seen"]) > SESSION_GAP_MS:
+    if row["session_events"] == 0 or time_ms - row["last_seen"] > SESSION_GAP_MS:
         row["session_start"] = time_ms
         row["session_events"] = 0
         row["sessions"] += 1
     row["session_events"] += 1
 
 
+@compiled
 def _weights(at_ms: int, time_ms: int) -> tuple[int, int, int]:
-    """(time to decay to, how long the sum decays, how long the new event has decayed already)."""
-    return (time_ms, time_ms - at_ms, 0) if time_ms >= at_ms else (at_ms, 0, at_ms - time_ms)
+    """(time to decay to, how long the sum decays, how long the new event has decayed already).
+
+    A sum that has no time yet (0) takes the event's.
+    """
+    if at_ms == 0 or time_ms >= at_ms:
+        return time_ms, time_ms - at_ms if at_ms else 0, 0
+    return at_ms, 0, at_ms - time_ms
 
 
-def _activity(row: np.void, event: Event) -> None:
-    at, waited, aged = _weights(int(row["activity_at"]) or event.time_ms, event.time_ms)
+@compiled
+def is_trouble(kind: int) -> bool:
+    """Whether an event of this kind counts as a removal or a refund."""
+    return bool(kind == Kind.CART_REMOVE or kind == Kind.REFUND)
+
+
+@compiled
+def _activity(row: np.void, act: np.void) -> None:
+    at, waited, aged = _weights(row["activity_at"], act["time_ms"])
     row["activity_at"] = at
-    row["events_day"] = decay(float(row["events_day"]), 1.0, waited) + decay(1.0, 1.0, aged)
-    trouble = 1.0 if event.kind in (Kind.CART_REMOVE, Kind.REFUND) else 0.0
-    row["trouble_week"] = decay(float(row["trouble_week"]), 7.0, waited) + decay(trouble, 7.0, aged)
+    row["events_day"] = decay(row["events_day"], 1.0, waited) + decay(1.0, 1.0, aged)
+    trouble = 1.0 if is_trouble(act["kind"]) else 0.0
+    row["trouble_week"] = decay(row["trouble_week"], 7.0, waited) + decay(trouble, 7.0, aged)
 
 
-def _habits(row: np.void, event: Event, local: LocalTime) -> None:
-    rate = 1.0 / min(int(row["events"]), SHARE_MEMORY)
-    row["weekend"] += rate * (float(local.is_weekend(event.time_ms)) - float(row["weekend"]))
+@compiled
+def _habits(row: np.void, act: np.void, categories: NDArray[np.int64]) -> None:
+    rate = 1.0 / min(row["events"], SHARE_MEMORY)
+    row["weekend"] += np.float32(rate * (act["weekend"] - np.float64(row["weekend"])))
     parts = row["parts_of_day"]
-    parts *= 1.0 - rate
-    parts[local.part_of_day(event.time_ms)] += rate
-    if event.categories:
+    for i in range(PARTS_OF_DAY):
+        parts[i] *= np.float32(1.0 - rate)
+    parts[act["part_of_day"]] += np.float32(rate)
+    if len(categories):
         row["categorised"] += 1
-        rate = 1.0 / min(int(row["categorised"]), SHARE_MEMORY)
+        rate = 1.0 / min(row["categorised"], SHARE_MEMORY)
         shares = row["categories"]
-        shares *= 1.0 - rate
-        for category in event.categories:
-            shares[bucket(category)] += rate / len(event.categories)
+        for i in range(len(shares)):
+            shares[i] *= np.float32(1.0 - rate)
+        for category in categories:
+            shares[category] += np.float32(rate / len(categories))
 
 
-def bucket(category: str) -> int:
-    """The place of a category among `CATEGORY_BUCKETS`."""
-    return crc32(category.encode()) % CATEGORY_BUCKETS
-
-
-def _order(row: np.void, event: Event, minor_per_major: int) -> None:
-    time_ms = event.time_ms
-    amount = event.amount_minor
-    if event.order_hash:
-        _remember(row["order_ids"], event.order_hash)
-        _remember(row["order_amounts"], amount or 0)
+@compiled
+def _order(row: np.void, act: np.void) -> None:
+    time_ms = act["time_ms"]
+    priced = act["amount_minor"] >= 0
+    amount_minor = act["amount_minor"] if priced else 0
+    if act["order"] != 0:
+        _remember(row["order_ids"], act["order"])
+        _remember(row["order_amounts"], amount_minor)
     first = row["orders"] == 0
     row["orders"] += 1
-    at, waited, aged = _weights(int(row["orders_at"]) or time_ms, time_ms)
+    at, waited, aged = _weights(row["orders_at"], time_ms)
     row["orders_at"] = at
-    row["orders_decayed"] = _decayed(row["orders_decayed"], ORDER_HALF_LIVES_DAYS, waited, 1.0, aged)
-    row["spend_decayed"] = _decayed(row["spend_decayed"], SPEND_HALF_LIVES_DAYS, waited, float(amount or 0), aged)
-    if amount is None:
-        row["unpriced"] += 1
-    else:
-        row["spend_minor"] += amount
+    _age(row["orders_decayed"], ORDER_HALF_LIVES_DAYS, waited, 1.0, aged)
+    _age(row["spend_decayed"], SPEND_HALF_LIVES_DAYS, waited, float(amount_minor), aged)
+    if priced:
+        row["spend_minor"] += amount_minor
         row["priced"] += 1
-        log_amount = math.log1p(amount / minor_per_major)
-        deviation = log_amount - float(row["log_amount_mean"])
-        row["log_amount_mean"] += deviation / int(row["priced"])
-        row["log_amount_m2"] += deviation * (log_amount - float(row["log_amount_mean"]))
-    if event.items:
-        row["items_ewma"] += (1.0 if row["items_ewma"] == 0 else EWMA_RATE) * (event.items - float(row["items_ewma"]))
+        log_amount = math.log1p(act["amount"])
+        deviation = log_amount - row["log_amount_mean"]
+        row["log_amount_mean"] += deviation / row["priced"]
+        row["log_amount_m2"] += deviation * (log_amount - row["log_amount_mean"])
+    else:
+        row["unpriced"] += 1
+    if act["items"] != 0:
+        row["items_ewma"] += (1.0 if row["items_ewma"] == 0 else EWMA_RATE) * (act["items"] - row["items_ewma"])
     if first:
-        row["first_order"] = row["last_order"] = time_ms
+        row["first_order"] = time_ms
+        row["last_order"] = time_ms
         row["order_days"] = 1
-        row["last_spend"] = amount or 0
+        row["last_spend"] = amount_minor
     elif time_ms >= row["last_order"]:
-        gap_days = (time_ms - int(row["last_order"])) / DAY_MS
+        gap_days = (time_ms - row["last_order"]) / DAY_MS
         if gap_days < SAME_OCCASION_DAYS:
-            row["last_spend"] += amount or 0
+            row["last_spend"] += np.float32(amount_minor)
         else:
             _gap(row, gap_days)
-            _spent(row, amount or 0)
+            _spent(row, amount_minor)
         row["last_order"] = time_ms
-    row["first_order"] = min(int(row["first_order"]), time_ms)
+    row["first_order"] = min(row["first_order"], time_ms)
 
 
+@compiled
 def _gap(row: np.void, gap_days: float) -> None:
     row["order_days"] += 1
-    gaps = int(row["order_days"]) - 1
-    deviation = gap_days - float(row["gap_mean_days"])
+    gaps = row["order_days"] - 1
+    deviation = gap_days - row["gap_mean_days"]
     row["gap_mean_days"] += deviation / gaps
-    row["gap_m2"] += deviation * (gap_days - float(row["gap_mean_days"]))
-    deviation = math.log(gap_days) - float(row["log_gap_mean"])
+    row["gap_m2"] += np.float32(deviation * (gap_days - row["gap_mean_days"]))
+    deviation = math.log(gap_days) - row["log_gap_mean"]
     row["log_gap_mean"] += deviation / gaps
-    row["log_gap_m2"] += deviation * (math.log(gap_days) - float(row["log_gap_mean"]))
-    row["gap_ewma_days"] += (1.0 if gaps == 1 else EWMA_RATE) * (gap_days - float(row["gap_ewma_days"]))
+    row["log_gap_m2"] += deviation * (math.log(gap_days) - row["log_gap_mean"])
+    row["gap_ewma_days"] += (1.0 if gaps == 1 else EWMA_RATE) * (gap_days - row["gap_ewma_days"])
     row["last_gap_days"] = gap_days
-    row["longest_gap_days"] = max(float(row["longest_gap_days"]), gap_days)
-    for i, days in enumerate(LONG_GAPS_DAYS):
-        row["gaps_over"][i] = min(int(row["gaps_over"][i]) + (gap_days > days), MOST_GAPS)
+    row["longest_gap_days"] = max(row["longest_gap_days"], gap_days)
+    over = row["gaps_over"]
+    for i in range(len(over)):
+        if gap_days > LONG_GAPS_DAYS[i] and over[i] < MOST_GAPS:
+            over[i] += 1
 
 
-def _spent(row: np.void, amount: int) -> None:
+@compiled
+def _spent(row: np.void, amount_minor: int) -> None:
     """Begin a new occasion; orders that follow within it are added to `last_spend`."""
     rate = 1.0 if row["order_days"] == 2 else EWMA_RATE
-    row["spend_ewma"] += rate * (float(row["last_spend"]) - float(row["spend_ewma"]))
-    row["last_spend"] = amount
+    row["spend_ewma"] += np.float32(rate * (np.float64(row["last_spend"]) - np.float64(row["spend_ewma"])))
+    row["last_spend"] = amount_minor
 
 
-def _refund(row: np.void, event: Event) -> None:
+@compiled
+def _refund(row: np.void, act: np.void) -> None:
     """Take back what the order brought in: the named amount, or all that is left of it."""
     row["refunds"] += 1
-    if not event.order_hash:
+    place = _place(row["order_ids"], act["order"])
+    if place < 0:
         return
-    held = np.flatnonzero(row["order_ids"] == event.order_hash)
-    if len(held) == 0:
-        return
-    left = int(row["order_amounts"][held[0]])
-    taken = left if event.amount_minor is None else min(left, event.amount_minor)
-    row["order_amounts"][held[0]] = left - taken
+    left = row["order_amounts"][place]
+    taken = left if act["amount_minor"] < 0 else min(left, act["amount_minor"])
+    row["order_amounts"][place] = left - taken
     row["spend_minor"] -= taken

@@ -17,7 +17,13 @@ TOPICS = ("a", "b", "c")
 def one(topic: str, offset: int, time_ms: int | None) -> Decoded:
     """A decoded record at this time; None for one that is no event."""
     outcome = InvalidEvent("empty", "") if time_ms is None else event(time_ms=time_ms)
-    return Decoded(record(None, topic=topic, offset=offset), outcome)
+    return of(outcome, topic, offset)
+
+
+def of(outcome: Event | Forget | InvalidEvent, topic: str, offset: int) -> Decoded:
+    """A record that decoded to this."""
+    time_ms = outcome.time_ms if isinstance(outcome, Event) else 0
+    return Decoded(record(None, topic=topic, offset=offset), outcome, time_ms)
 
 
 def buffers(**times: list[int | None]) -> dict[str, deque[Decoded]]:
@@ -181,11 +187,11 @@ def test_whatever_arrives_when_a_tick_comes_back_from_its_records_in_its_order(t
 def test_history_and_what_is_live_share_no_tick() -> None:
     past = event(time_ms=1)._replace(history=True)
     outcomes = [past, InvalidEvent("empty", ""), past._replace(time_ms=2), event(time_ms=3), event(time_ms=4)]
-    waiting = {"a": deque(Decoded(record(None, topic="a", offset=i), each) for i, each in enumerate(outcomes))}
+    waiting = {"a": deque(of(each, "a", i) for i, each in enumerate(outcomes))}
     assert [took(waiting, "a") for _ in range(3)] == ["aaa", "aa", ""]
 
 
 def test_orders_to_forget_end_their_tick_and_what_follows_begins_anew() -> None:
     outcomes = [event(time_ms=1), Forget("c-1"), Forget("c-2"), event(time_ms=1), Forget("c-1")]
-    waiting = {"a": deque(Decoded(record(None, topic="a", offset=i), each) for i, each in enumerate(outcomes))}
+    waiting = {"a": deque(of(each, "a", i) for i, each in enumerate(outcomes))}
     assert [took(waiting, "a") for _ in range(3)] == ["aaa", "aa", ""]

@@ -14,21 +14,30 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from stream.events import Event, Kind
-from stream.processing.customer import blank
-from stream.processing.update import LocalTime, apply, decay, is_duplicate
+from stream.processing.acts import LocalTime, acts, parts_of_day, weekends
+from stream.processing.customer import Rows, blank
+from stream.processing.features import fold
+from stream.processing.names import ANOMALY_FEATURES
+from stream.processing.update import decay
+from tests import plain
 from tests.builders import DAY_MS, HOUR_MS, NOW, event
 
 ZONE = "America/New_York"
 MINUTE_MS = 60_000
 
 
+def folded(rows: Rows, events: Sequence[Event], who: Sequence[int], zone: str = ZONE) -> np.ndarray:
+    """Events into their rows, duplicates left out; returns the features of the others."""
+    features = np.zeros((len(events), len(ANOMALY_FEATURES)))
+    new = fold(rows, *acts(events, who, LocalTime(zone), 100), features)
+    return features[new]
+
+
 def lived(events: Sequence[Event], zone: str = ZONE) -> np.void:
-    """The row after these events, duplicates left out as a tick leaves them out."""
-    row, local = blank(1)[0], LocalTime(zone)
-    for one in events:
-        if not is_duplicate(row, one):
-            apply(row, one, local, 100)
-    return row
+    """The row after these events."""
+    rows = blank(1)
+    folded(rows, events, [0] * len(events), zone)
+    return rows[0]
 
 
 def part(row: np.void, *names: str) -> tuple[Any, ...]:
@@ -361,10 +370,10 @@ def test_a_counter_halves_in_its_half_life() -> None:
 
 @pytest.mark.parametrize("zone", ["UTC", ZONE, "Asia/Kolkata", "Pacific/Auckland"])
 def test_part_of_day_and_weekend_are_local_through_the_changes_of_the_clock(zone: str) -> None:
-    local = LocalTime(zone)
     times = [1_710_000_000_000 + i * 47 * MINUTE_MS for i in range(1_000)]  # around 2024-03-10, clocks go forward
+    local_ms = LocalTime(zone).local_ms(np.array(times))
     moments = [datetime.fromtimestamp(at / 1000, ZoneInfo(zone)) for at in times]
-    assert [(local.part_of_day(at), local.is_weekend(at)) for at in times] == [
+    assert list(zip(parts_of_day(local_ms).tolist(), weekends(local_ms).tolist(), strict=True)) == [
         (moment.hour // 3, moment.weekday() >= 5) for moment in moments
     ]
 
@@ -373,3 +382,21 @@ def test_habits_weigh_the_last_hundred_events() -> None:
     friday, saturday = 1_700_222_400_000, 1_700_308_800_000
     row = lived([event(time_ms=friday)] * 300 + [event(time_ms=saturday)] * 100, "UTC")
     assert float(row["weekend"]) == pytest.approx(1 - 0.99**100, rel=1e-4)
+
+
+# The compiled loop and the same in plain Python
+
+
+@given(st.lists(st.tuples(EVENTS, st.integers(0, 2)), max_size=60), st.sampled_from([ZONE, "Asia/Kolkata"]))
+@examples(max_examples=300, deadline=None)
+def test_rows_and_features_equal_those_of_plain_python_to_the_byte(lives: list[tuple[Event, int]], zone: str) -> None:
+    events, who = [one for one, _ in lives], [row for _, row in lives]
+    rows, expected_rows, expected = blank(3), blank(3), []
+    features = folded(rows, events, who, zone)
+    for one, place in lives:
+        row, local = expected_rows[place], plain.Local(zone)
+        if not plain.is_duplicate(row, one):
+            expected.append(plain.event_features(row, one, local, 100))
+            plain.apply(row, one, local, 100)
+    assert rows.tobytes() == expected_rows.tobytes()
+    assert features.tobytes() == np.array(expected).tobytes()

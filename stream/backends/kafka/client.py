@@ -121,11 +121,6 @@ def fenced() -> DriftlineError:
     return mapped(kafka_errors.FencedInstanceIdError(), "heartbeat of the consumer group")
 
 
-def headers_of(record: Any) -> tuple[tuple[str, bytes], ...]:
-    """A record's headers; a null value, which the client reads and refuses to write, as an empty one."""
-    return tuple((key, value if value is not None else b"") for key, value in record.headers or ())
-
-
 @contextmanager
 def mapping(doing: str) -> Iterator[None]:
     """Map every error of the client that leaves the block."""

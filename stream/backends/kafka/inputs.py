@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
@@ -14,9 +15,9 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import consuming
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, headers_of, is_fenced, mapping, unpark
+from stream.backends.kafka.batches import take_whole_batches
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping, unpark
 from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
-from stream.events import Record
 from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
 
@@ -103,6 +104,7 @@ class KafkaInputs:
                 heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
             )
+            take_whole_batches(self._consumer)
             try:
                 # The metadata must be here before the group is joined, or the leader assigns no partitions for ever.
                 self.partitions = self._count_partitions()
@@ -124,12 +126,7 @@ class KafkaInputs:
             return Polled((), token)  # of the assignment before: they are read again after recovery
         self._watch_for_lockup(token)
         self._watch_for_silence()
-        records = [
-            Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one))
-            for batch in batches.values()
-            for one in batch
-        ]
-        return Polled(records, token)
+        return Polled(list(chain.from_iterable(batches.values())), token)
 
     def committed(self, task: int) -> Committed | None:
         # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with

@@ -8,7 +8,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
 from stream.backends.kafka import consuming
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, headers_of, mapping, unpark
+from stream.backends.kafka.batches import take_whole_batches
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, mapping, unpark
 from stream.backends.kafka.owning import Owning
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.events import Record
@@ -44,6 +45,7 @@ class KafkaTopic:
                 max_poll_records=100,
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
             )
+            take_whole_batches(self._consumer)
             try:
                 self._partitions = consuming.partition_counts(self._consumer, [name])[name]
                 if not self._partitions:
@@ -148,10 +150,6 @@ class KafkaTopic:
                 for partition, (_, start) in list(self._reading_on.items()):
                     self._seek(partition, start)  # retention has passed by: go on with the oldest record kept
                 return True
-        for batch in batches.values():
-            for one in batch:
-                record = Record(
-                    one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers_of(one)
-                )
-                self._buffers[one.partition].append(record)
+        for place, records in batches.items():
+            self._buffers[place.partition].extend(records)
         return bool(batches)
