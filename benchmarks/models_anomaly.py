@@ -40,6 +40,7 @@ Matrix = NDArray[np.float64]
 FEATURES = 10
 ROUNDS = 5
 MOST_ROWS = 12_000
+FEWEST_ODD = 30
 TWELVE = (
     *("mulcross", "http", "smtp", "cover", "shuttle", "mammography", "donors", "pendigits", "annthyroid", "thyroid"),
     *("satellite", "campaign"),
@@ -304,9 +305,14 @@ def collected(data: Path, most: int = MOST_ROWS) -> dict[str, Labelled]:
 
 
 def drawn(one: Labelled, most: int) -> Labelled:
+    """So many rows of a set; all its anomalies too where fewer than `FEWEST_ODD` would be among them."""
     if len(one.rows) <= most:
         return one
-    at = np.sort(np.random.default_rng(0).permutation(len(one.rows))[:most])
+    at = np.random.default_rng(0).choice(len(one.rows), most, replace=False)
+    if one.labels[at].sum() < min(FEWEST_ODD, one.labels.sum()):
+        normal = np.random.default_rng(0).choice(np.flatnonzero(~one.labels), most, replace=False)
+        at = np.concatenate((np.flatnonzero(one.labels), normal))
+    at = np.sort(at)
     return Labelled(one.rows[at], one.labels[at])
 
 

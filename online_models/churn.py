@@ -508,10 +508,7 @@ class ChurnRisk(ArrayModel, base.Classifier):
         self._numbers[NOW] = math.exp(self._numbers[LEVEL] / 2.0)
         if self._numbers[STEPS] < MBG_SETTLED:
             return
-        parameters = self._mbg_parameters()
-        self._expected[:, day % WEEK] = [
-            1.0 - mbg.silent(parameters, row[0] - 1.0, max(row[2] - row[1], 0.0), row[2], WEEK) for row in rows
-        ]
+        self._expected[:, day % WEEK] = 1.0 - mbg.silent_many(self._mbg_parameters(), rows, WEEK)
         self._anchor(day, rows[:ANCHORED])
 
     def _learn_week(self, day: int, rows: Matrix) -> None:

@@ -12,7 +12,7 @@ from online_models.compiled import compiled
 from online_models.lineage import Change, redrawn
 
 MOST_STEPS = 100  # of Lloyd's algorithm from one start
-STEP_TERMS = 2_000_000  # differences squared in one step of a refit: one to three milliseconds
+STEP_TERMS = 1_500_000  # differences squared in one step of a refit: one to three milliseconds
 FIRST_STARTS, STARTS = 8, 2  # fresh k-means++ starts of the first refit, and of each later one
 CANDIDATES = 3  # points tried for each first centre
 SWAPS = 8  # points tried in the place of a centre before Lloyd's algorithm goes on
@@ -170,7 +170,7 @@ class IncrementalKMeans(RefittedModel, base.Clusterer):
 
     def _track(self, rows: Matrix) -> None:
         if self.ready:
-            for distance in nearest(self._standard(rows), self._centres)[1].tolist():
+            for distance in nearest(self.standard(rows), self._centres)[1].tolist():
                 self._distance_sum = DECAY * self._distance_sum + distance
                 self._distance_weight = DECAY * self._distance_weight + 1.0
 
@@ -201,21 +201,17 @@ class IncrementalKMeans(RefittedModel, base.Clusterer):
         mean, std = _moments(rows)
         points = np.where(np.isnan(rows), 0.0, (rows - mean) / std)
         yield points.size
-        fits = []
+        fits: list[tuple[Matrix, float]] = []
         for start in range(STARTS if self.ready else FIRST_STARTS):
-            draws = uniforms(k * CANDIDATES + SWAPS, self.seed, number, start)
-            centres = yield from _spread(points, draws[SWAPS:].reshape(k, CANDIDATES))
-            for draw in draws[:SWAPS]:
-                swap(points, centres, draw)
-                yield points.size * (k + 1)
-            fits.append((yield from _settled(points, centres)))
+            fit = yield from _started(points, k, (self.seed, number, start))
+            fits.append(fit)
         if len(self._rival):
             fits.append((yield from _settled(points, (self._rival - mean) / std)))
         centres, inertia = min(fits, key=lambda fit: fit[1])
         rival = centres * std + mean
         before = np.zeros(0, np.int64)
         if self.ready:
-            before = nearest(self._standard(rows), self._centres)[0]
+            before = nearest(self.standard(rows), self._centres)[0]
             kept, kept_inertia = yield from _settled(points, (self.centres() - mean) / std)
             if inertia >= self.better * kept_inertia:
                 centres, inertia = kept, kept_inertia
@@ -237,18 +233,18 @@ class IncrementalKMeans(RefittedModel, base.Clusterer):
         rows = self._matrix(X)
         if not self.ready:
             return np.full(len(rows), -1, np.int32)
-        return np.asarray(self._ids[nearest(self._standard(rows), self._centres)[0]], np.int32)
+        return np.asarray(self._ids[nearest(self.standard(rows), self._centres)[0]], np.int32)
 
     def distances_many(self, X: npt.ArrayLike) -> Matrix:
         """Distance of each row to each centre in standard deviations, (n, k), in the order of `ids`."""
-        return np.asarray(np.sqrt(squared_distances(self._standard(self._matrix(X)), self._centres)))
+        return np.asarray(np.sqrt(squared_distances(self.standard(self._matrix(X)), self._centres)))
 
     def margin_many(self, X: npt.ArrayLike) -> Matrix:
         """How clear each row's segment is, in [0, 1]: 1 − distance to the nearest centre / to the second nearest."""
         rows = self._matrix(X)
         if not self.ready or self.n_clusters < 2:
             return np.zeros(len(rows))
-        _, first, second = nearest(self._standard(rows), self._centres)
+        _, first, second = nearest(self.standard(rows), self._centres)
         ratio = np.ones(len(rows))
         np.divide(np.sqrt(first), np.sqrt(second), out=ratio, where=second > 0)
         return 1 - ratio
@@ -259,7 +255,7 @@ class IncrementalKMeans(RefittedModel, base.Clusterer):
         The difference of the squared distances to the two centres, in standard units; sums to how much nearer
         `after` is.
         """
-        standard = self._standard(np.asarray(row, np.float64))
+        standard = self.standard(np.asarray(row, np.float64))
         old, new = (self._centres[int(np.flatnonzero(self._ids == segment)[0])] for segment in (before, after))
         return np.asarray((standard - old) ** 2 - (standard - new) ** 2)
 
@@ -275,14 +271,15 @@ class IncrementalKMeans(RefittedModel, base.Clusterer):
         """Share of the sampled customers in each segment, in the order of `centres`."""
         if not self.ready:
             return np.zeros(0)
-        labels = nearest(self._standard(self._rows.astype(np.float64)), self._centres)[0]
+        labels = nearest(self.standard(self._rows.astype(np.float64)), self._centres)[0]
         return np.bincount(labels, minlength=self.n_clusters) / max(len(labels), 1)
 
     def population(self) -> int:
         """How many customers there are: exact while all are in the sample, else estimated from how dense it lies."""
         return round(len(self._hashes) * 2.0**64 / (float(self._dropped[0]) + 1.0))
 
-    def _standard(self, rows: Matrix) -> Matrix:
+    def standard(self, rows: Matrix) -> Matrix:
+        """Rows in standard deviations from the sample's mean, as the centres of `profile` are."""
         return np.where(np.isnan(rows), 0.0, (rows - self._mean) / self._std)
 
 
@@ -403,6 +400,27 @@ def _spread(points: Matrix, draws: Matrix) -> Generator[int, None, Matrix]:
         chosen.append(place)
         yield points.size * len(row)
     return points[chosen]
+
+
+def _started(points: Matrix, k: int, key: tuple[int, ...]) -> Generator[int, None, tuple[Matrix, float]]:
+    """Centres from one fresh start that `key` draws, and their inertia."""
+    draws = uniforms(k * CANDIDATES + SWAPS, *key)
+    centres = yield from _spread(points, draws[SWAPS:].reshape(k, CANDIDATES))
+    for draw in draws[:SWAPS]:
+        swap(points, centres, draw)
+        yield points.size * (k + 1)
+    return (yield from _settled(points, centres))
+
+
+def fitted(points: Matrix, k: int, key: tuple[int, ...]) -> tuple[Matrix, float]:
+    """A batch fit from one start that `key` draws: centres and inertia. The best of several keys is what counts."""
+    steps = _started(points, k, key)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: tuple[Matrix, float] = end.value
+            return result
 
 
 def _settled(points: Matrix, centres: Matrix) -> Generator[int, None, tuple[Matrix, float]]:

@@ -52,6 +52,16 @@ def silent(parameters: Vector, x: float, t_x: float, T: float, days: float) -> f
 
 
 @compiled
+def silent_many(parameters: Vector, customers: Vector, days: float) -> Vector:
+    """The same for many, whose columns begin with orders (the first included), days since the last, since the first."""
+    found = np.empty(len(customers))
+    for i in range(len(customers)):
+        age = customers[i, 2]
+        found[i] = silent(parameters, customers[i, 0] - 1.0, max(age - customers[i, 1], 0.0), age, days)
+    return found
+
+
+@compiled
 def gradient(parameters: Vector, x: float, t_x: float, T: float, out: Vector) -> None:
     """Add the gradient of one customer's log-likelihood with respect to the parameters' logarithms to `out`."""
     r, alpha, a, b = parameters[0], parameters[1], parameters[2], parameters[3]

@@ -77,4 +77,5 @@ def _joined(parts: dict[int, dict[int, bytes]], number: int, record: Record) -> 
     mine[int(place)] = record.value or b""
     if len(mine) < int(count):
         return None
-    return b"".join(parts.pop(number)[i] for i in range(int(count)))
+    whole = parts.pop(number)
+    return b"".join(whole[i] for i in range(int(count)))

@@ -8,7 +8,7 @@ import importlib
 
 from stream.settings import Settings
 
-KINDS = ("anomaly",)
+KINDS = ("anomaly", "segments", "churn")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

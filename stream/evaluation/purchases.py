@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_models import ChurnRisk
+from online_models.purchases import FEATURES
 from stream.events import Event, fingerprint
 from stream.processing.acts import acts
 from stream.processing.customer import DAY_MS, Rows, blank
@@ -32,6 +33,8 @@ class Shop:
         self._horizon_ms = round(settings.models.horizon_days * DAY_MS)
         models = settings.models
         self.model = ChurnRisk(models.horizon_days, min_labels=models.min_labels, seed=models.seed)
+        self._examples: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[np.bool_]] = []
 
     @property
     def customers(self) -> list[str]:
@@ -70,6 +73,9 @@ class Shop:
         labels = mature(earlier, after, after["orders"] > 0, self._hashes[who], now, self._horizon_ms, minor)
         self._rows[who] = after
         self.model.learn_many(labels.columns, labels.churned, labels.taken_ms / DAY_MS)
+        if len(labels.who):
+            self._examples.append(self.model.features_many(labels.columns).astype(np.float32))
+            self._labels.append(labels.churned)
         buyers = np.flatnonzero(after["orders"] > 0)
         self.model.observe(churn_columns(after[buyers], now_ms, minor), self._hashes[who[buyers]], now_ms / DAY_MS)
 
@@ -77,6 +83,12 @@ class Shop:
         """Which customers have ordered, and what the model is asked about them."""
         index = np.flatnonzero(self.rows["orders"] > 0)
         return index, churn_columns(self.rows[index], now_ms, self._rules.minor_per_major)
+
+    def examples(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Features and outcomes of all examples that have matured, in the order in which they did."""
+        if not self._labels:
+            return np.zeros((0, len(FEATURES))), np.zeros(0, np.bool_)
+        return np.concatenate(self._examples).astype(np.float64), np.concatenate(self._labels)
 
     def _place(self, customer: str) -> int:
         place = self._index.get(customer)

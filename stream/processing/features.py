@@ -11,7 +11,6 @@ from stream.processing.customer import DAY_MS, ORDER_HALF_LIVES_DAYS, Rows
 from stream.processing.update import (
     EWMA_RATE,
     SESSION_GAP_MS,
-    SHARE_MEMORY,
     SPEND_HALF_LIVES_DAYS,
     apply,
     decay,
@@ -28,8 +27,8 @@ PRIOR_GAP_DAYS = 14.0
 """The gap expected of a customer before the first one is seen; it counts as two gaps."""
 SHORT_DAYS = 30.0
 """A silence much shorter than this sets nobody apart."""
-PRIOR_EVENTS, USUAL_EVENING, USUAL_WEEKEND = 10.0, 0.25, 2.0 / 7.0
-"""The habits expected of a customer before any is seen; they count as ten events."""
+SEGMENT_HABIT_EVENTS = 10
+"""Hours and weekdays of fewer events are chance."""
 TREND_AFTER_DAYS = 30.0
 HABIT_EVENTS = 5
 """A customer's own habit (hour, category, amount, gap) is not a baseline before this many observations of it."""
@@ -125,24 +124,24 @@ def _decayed_days(days: float, half_life_days: float) -> float:
 def segment_features(rows: Rows, time_ms: Times) -> Matrix:
     """SEGMENT_FEATURES of customers at `time_ms`, shape (n, 7).
 
-    All move slowly, so that one order moves nobody into another segment: rates and shares are drawn towards what is
-    usual while a customer has shown little, and a silence counts from `SHORT_DAYS` on.
+    All move slowly, so that one order moves nobody into another segment: a rate is drawn towards what is usual while
+    a customer has shown little, habits of hour and weekday are NaN until they are ones, and a silence counts from
+    about `SHORT_DAYS` on.
     """
     left = _decayed_orders(rows, time_ms)
     tenure = np.maximum(time_ms - rows["first_order"], 0) / DAY_MS + 1.0
     silent = np.maximum(time_ms - rows["last_order"], 0) / DAY_MS
     share = rows["categories"].astype(np.float64) + 1e-9
     share /= share.sum(axis=1, keepdims=True)
-    events = np.minimum(rows["events"], SHARE_MEMORY)
-    evening, weekend = rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64), rows["weekend"].astype(np.float64)
+    settled = rows["events"] >= SEGMENT_HABIT_EVENTS
     return np.column_stack(
         (
             np.log((left[:, 2] + 1.0) / (_exposure(tenure, 90.0) + PRIOR_GAP_DAYS) * 30.0),
             np.log(silent + SHORT_DAYS),
             rows["log_amount_mean"],
             np.where(rows["categorised"] > 0, -(share * np.log2(share)).sum(axis=1), 0.0),
-            (events * evening + PRIOR_EVENTS * USUAL_EVENING) / (events + PRIOR_EVENTS),
-            (events * weekend + PRIOR_EVENTS * USUAL_WEEKEND) / (events + PRIOR_EVENTS),
+            np.where(settled, rows["parts_of_day"][:, 6:].sum(axis=1, dtype=np.float64), NAN),
+            np.where(settled, rows["weekend"].astype(np.float64), NAN),
             np.log1p(rows["views"] / np.maximum(rows["orders"], 1)),
         )
     )

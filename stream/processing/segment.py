@@ -143,7 +143,7 @@ def _alert(looking: Looking, index: int, segment: int, margin: float, features: 
 def _text(name: str, value: float, left: float, currency: str) -> str:
     """Nothing where the two lie too close to tell a person why."""
     plain = PLAIN_SHARE if name in ("evening", "weekend") else PLAIN_LOG
-    if abs(value - left) < plain:
+    if not abs(value - left) >= plain:  # NaN neither
         return ""
     now, then = said(name, value, currency), said(name, left, currency)
     return f"{now}; in the segment left {then}" if now != then else ""

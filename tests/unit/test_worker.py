@@ -1,12 +1,13 @@
 """The worker's loop over the in-memory ports: what one bad clock, one bad answer or one lost write may not do."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import replace
 
 import numpy as np
 import orjson
 import pytest
 
+from stream import chunks
 from stream.backends.memory import (
     MemoryCluster,
     MemoryInputs,
@@ -21,6 +22,7 @@ from stream.metrics import Metrics
 from stream.ports import Clock, Committed, Outgoing
 from stream.processing.customer import ROW
 from stream.processing.journal import decode
+from stream.processing.names import ANOMALY_FEATURES
 from stream.recovery import Recovery
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
@@ -246,25 +248,18 @@ def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning()
     assert trainer._done == {0: 1}
 
 
-@pytest.mark.parametrize(("minutes_apart", "sooner"), [(7, False), (0, True)])
-def test_a_version_comes_sooner_where_events_are_unlike_the_last_one(minutes_apart: int, sooner: bool) -> None:
-    site = Site(reference_events=100, publish_min_events=100, publish_max_days=365)
-    site.wall_ms = time_ms = NOW_MS + 100 * DAY_MS
-    versions = [site.worker.version]
-    while versions[-1].learned.get("events", 0) < 4000:
-        time_ms = send_twenty(site, time_ms, minutes_apart if versions[-1].learned.get("events", 0) > 3000 else 7)
-        if site.worker.version is not versions[-1]:
-            versions.append(site.worker.version)
-    steps = [later.learned["events"] - version.learned["events"] for version, later in pairwise(versions[1:])]
-    assert (min(steps[-2:]) < 300) == sooner
-
-
-def send_twenty(site: Site, time_ms: int, minutes_apart: int) -> int:
-    for number in range(20):
-        time_ms += 60_000 * minutes_apart
-        site.send("clickstream", f"c-{number}", time_ms - 50 * DAY_MS)
-    site.run(3)
-    return time_ms
+@pytest.mark.parametrize(("factor", "sooner"), [(1.0, False), (4.0, True)])
+def test_a_version_comes_sooner_where_events_are_unlike_the_last_one(factor: float, sooner: bool) -> None:
+    trainer = Site(publish_min_events=500).trainer()
+    rows = np.random.default_rng(0).gamma(2.0, 1.0, (3600, len(ANOMALY_FEATURES)))
+    trainer._learner = replace(trainer._learner, learned={"events": 100_000})
+    trainer._learner.anomaly.learn_many(rows[:3000])
+    trainer._learner.anomaly.refit()
+    trainer._learner.anomaly.learn_many(rows[3000:] * factor)
+    trainer._learned["events"] = 100_499
+    assert not trainer._enough()
+    trainer._learned["events"] = 100_600
+    assert trainer._enough() == sooner
 
 
 def test_an_owner_that_commits_while_a_task_is_compared_does_not_look_like_a_kafka_that_lost_ticks() -> None:
@@ -331,6 +326,19 @@ def test_a_version_that_was_read_is_adopted_although_the_next_read_failed() -> N
     newest = versions.refresh()
     assert newest is not None
     assert newest.number == site.worker.version.number
+
+
+def test_a_version_larger_than_a_record_is_put_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 20_000)
+    site = Site(reference_events=100, publish_min_events=100)
+    for number in range(300):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + number)
+    site.run(40)
+    assert site.worker.version.number > 0
+    versions = Versions(site.models)
+    versions.refresh()
+    assert len(versions.chunks[site.worker.version.number]) > 1
+    assert list(versions.read([site.worker.version.number])) == [site.worker.version.number]
 
 
 def test_a_worker_that_is_not_ready_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
