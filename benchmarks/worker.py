@@ -146,11 +146,16 @@ def _worker(
 
 
 def _turn_until(worker: Worker, metrics: Metrics, events: int) -> None:
+    """Turn until so many events are processed and the trainer has learned what they came to."""
     deadline = time.monotonic() + 600
-    while _now(metrics)["events"] < events:
+    while _now(metrics)["events"] < events or _learned(metrics) < _sum(metrics, "events_total"):
         worker.turn()
         if time.monotonic() > deadline:
             raise TimeoutError(f"{_now(metrics)['events']:,.0f} of {events:,} events in ten minutes")
+
+
+def _learned(metrics: Metrics) -> float:
+    return sum(value for labels, value in _samples(metrics, "learned_total") if labels["what"] == "events")
 
 
 def _now(metrics: Metrics) -> dict[str, float]:

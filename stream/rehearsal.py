@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
-from stream.backends.kafka.batches import locate
+from stream.backends.kafka.batches import compile_loops
 from stream.embedded import Embedded
 from stream.events import Record
 from stream.processing.alerts import rfc3339
 from stream.processing.customer import DAY_MS
+from stream.processing.names import CHURN_COLUMNS
 from stream.settings import parse
 
 BEGAN_MS = 1_704_067_200_000  # 2024-01-01
@@ -35,7 +36,9 @@ def rehearse() -> Embedded:
     settings = parse({"application": {"name": "rehearsal"}, "models": MODELS})
     embedded = Embedded(settings, ("purchases",), lambda _: None)
     embedded.run({"purchases": orders()})
-    locate(np.zeros(0, np.uint8), 0, np.zeros((0, 8), np.int64))
+    churn = embedded.worker.version.churn
+    churn.features_many(np.zeros((1, len(CHURN_COLUMNS))))  # only an alert asks for them
+    compile_loops()
     return embedded
 
 

@@ -21,6 +21,7 @@ from stream.errors import Misconfigured
 from stream.metrics import Metrics
 from stream.ports import Clock
 from stream.processing.tick import CODE
+from stream.rehearsal import rehearse
 from stream.settings import Settings
 from stream.trainer import Trainer
 from stream.worker import Ports, Worker
@@ -51,6 +52,9 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    began = time.monotonic()
+    rehearse()  # a member that compiles is one that does not poll
+    log.info("compiled loops are ready", extra={"seconds": round(time.monotonic() - began, 1)})
     worker = assemble(settings, metrics)
     workers.append(worker)
     stalled_s = stalled_after_s(settings)

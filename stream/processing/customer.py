@@ -93,7 +93,7 @@ FIELDS = (
     Field("order_amounts", f"({RECENT_ORDERS},)i8", "minor units", "what a refund of these orders can still take back", "Segment, Order Refunded"),
     Field("segment", "i4", "id", "present segment, -1 = none yet", "MacQueen 1967"),
     Field("segment_since", "i8", "ms", "stream time of the last change of segment", "hysteresis"),
-    Field("candidate", "i4", "id", "segment that the model names now, while it differs", "hysteresis"),
+    Field("candidate", "i4", "id", "segment that the model names now, while it differs; -2 - id where a new version is of another opinion, not the customer moved", "hysteresis"),
     Field("candidate_since", "i8", "ms", "stream time since which it does", "hysteresis"),
     Field("segment_version", "i4", "version", "model version of the last assignment", "models"),
     Field("segment_at", "i8", "ms", "time of the last assignment: a new version is first asked about that moment", "models"),

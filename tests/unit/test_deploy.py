@@ -262,6 +262,15 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
         assert "\nUSER driftline\nENTRYPOINT" in stage
 
 
+def test_the_image_finds_its_machine_code_where_it_was_built() -> None:
+    *building, running = (
+        re.findall(r"(NUMBA_\w+)=(\S+)", DOCKERFILE)[:2],
+        re.findall(r"(NUMBA_\w+)=(\S+)", DOCKERFILE)[2:],
+    )
+    assert building == [running]
+    assert dict(running)["NUMBA_CACHE_DIR"].startswith("/opt/driftline/")  # what is copied from stage to stage
+
+
 # Settings
 
 

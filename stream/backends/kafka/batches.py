@@ -20,6 +20,13 @@ from stream.events import Record
 BROKEN = -1
 
 
+def compile_loops() -> None:
+    """Compile what decoding needs, or load it."""
+    data = np.frombuffer(b"\0", np.uint8)
+    locate(data, 0, np.zeros((0, 8), np.int64))
+    _varint(data, 0)
+
+
 def take_whole_batches(consumer: Any) -> None:
     """Let a consumer's `poll` give `Record`s."""
     consumer._fetcher.PartitionRecords = WholeBatches
