@@ -29,6 +29,8 @@ TABLE_POINTS = 401
 EXCESS = 0.01
 BEYOND = 20
 SURPRISING = 2.0
+LAGGING = 1 / 3
+"""A feature that the reference holds less than this share as often as the latest events has only just become known."""
 
 
 class Fit(NamedTuple):
@@ -53,7 +55,8 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
     **Refit**, from the reference alone: 100 isolation trees drop its loneliest tenth; over the rest stand 25 half-space
     trees, in whose leaves of m of n rows at depth d the score is −(log2((m + 1)/n) + d), and 10 samples of 20 rows, to
     which the score is the mean log distance. Each voice is put on one scale by the median (0) and the 95 % quantile (1)
-    of the reference; the score is their mean. A missing value counts as its feature's median.
+    of the reference; the score is their mean. A missing value counts as its feature's median, and so does every value
+    of a feature that has only just become known: it says what is new, not what is unusual.
 
     **Rate**: a score means little by itself. `rate_many` turns it into the share of events at least as unusual, from
     the last `window` events as this fit scores them (unusual ones all, the others sampled), corrected by what became of
@@ -98,6 +101,7 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
 
     _state = (
         *("_learned", "_due", "_refits", "_fitted", "_kept", "_said", "_since", "_called_100", "_called_1000"),
+        *("_latest", "_present", "_known"),
         *("_held_100", "_held_1000", "_reference_rows", "_kept_rows", "_kept_at", "_kept_weight", "_said_rates"),
         *("_root", "_depth", "_link", "_threshold", "_value", "_medians", "_low", "_span", "_points"),
         *("_centres", "_scales", "_table_scores", "_table_log_rates", "_tail_scale", "_log_corrected"),
@@ -125,7 +129,7 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
         self.seed = seed
         self.refit_every = refit_every
         self._learned = self._refits = self._fitted = self._kept = self._said = 0
-        self._since = self._called_100 = self._called_1000 = 0
+        self._since = self._called_100 = self._called_1000 = self._latest = 0
         self._held_100 = self._held_1000 = self._tail_scale = 1.0
         self._due = min(FIRST, reference) if refit_every else 0
         self._allocate(0)
@@ -137,6 +141,8 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
         self._kept_at = np.zeros(KEPT, np.int64)
         self._kept_weight = np.zeros(KEPT, np.float32)
         self._said_rates = np.ones(self.window, np.float32)
+        self._present = np.zeros(width, np.int64)  # values since the last refit, of so many events: `_latest`
+        self._known = np.ones(width, np.uint8)
         nothing = np.zeros(0, np.uint32), np.zeros(0, np.float32)
         trees = Trees(nothing[0], nothing[0], nothing[0], nothing[1], nothing[1])
         zeros = np.zeros(width)
@@ -192,6 +198,8 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
         slots = (share(splitmix64(hashes)) * self.reference).astype(np.int64)
         # Of a repeated index numpy keeps the last, here and below.
         self._reference_rows[np.where(order < self.reference, order, slots)[enters]] = rows[enters]
+        self._present += (~np.isnan(rows)).sum(axis=0)
+        self._latest += len(rows)
         return scores, rates
 
     def _interval(self) -> int:
@@ -231,7 +239,12 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
         if n == self.reference > self._fitted:
             self._said = 0  # rates given by the rough fits of the warm-up say nothing of later ones
         self._fitted = n
-        self._set(fitted(self._reference_rows[:n].astype(np.float64), self.n_trees, self.height, self._key()))
+        rows = self._reference_rows[:n].astype(np.float64)
+        if self._latest:
+            held = (~np.isnan(rows)).sum(axis=0) / n
+            self._known = ((held > 0) & (held >= LAGGING * self._present / self._latest)).astype(np.uint8)
+        self._present[:], self._latest = 0, 0
+        self._set(fitted(np.where(self._known, rows, np.nan), self.n_trees, self.height, self._key()))
         if self._since:
             self._held_100 = 100 * self._called_100 / self._since
             self._held_1000 = 1000 * self._called_1000 / self._since
@@ -306,7 +319,7 @@ class ReferenceForest(RefittedModel, base.AnomalyDetector):
         return contributions
 
     def _filled(self, rows: Matrix) -> Matrix:
-        return np.where(np.isnan(rows), self._medians, rows)
+        return np.where(np.isnan(rows) | (self._known == 0), self._medians, rows)
 
     def _score(self, rows: Matrix) -> Matrix:
         nobody = np.zeros(0, np.int64)

@@ -198,6 +198,18 @@ def test_missing_value_counts_as_the_median() -> None:
     assert model.score_many(row) == model.score_many(with_median)
 
 
+def test_a_feature_that_becomes_known_to_all_at_once_raises_no_wave() -> None:
+    rows = np.column_stack([shop(30_000, seed=1), shop(30_000, seed=2)[:, 0]])
+    rows[:15_500, 4] = np.nan
+    rows[::2, 4] = np.nan
+    _, rates = ReferenceForest().score_learn_many(rows)
+    assert np.mean(rates[15_500:18_500] <= 0.01) < 0.02
+    model = ReferenceForest()
+    model.learn_many(rows)
+    strange = rows[-1:] * [1.0, 1.0, 1.0, 1.0, 8.0]
+    assert model.rate_many(model.score_many(strange))[0] < model.rate_many(model.score_many(rows[-1:]))[0] / 10
+
+
 def test_constant_and_absent_features_do_no_harm() -> None:
     rows = np.column_stack([shop(2000, seed=1), np.full(2000, 7.0), np.full(2000, np.nan)])
     model = ReferenceForest()
