@@ -216,6 +216,14 @@ class ByHand:
         return np.frombuffer(self.rows[customer], ROW)[0]
 
 
+def silent_task(days: float = 20.0, least: float = 0.0, **alerts: Any) -> ByHand:
+    """A task whose churn risk is `SilenceRisk`, and customer "a" with one order at `NOW`, scored then."""
+    chosen = settings(alerts={"wave_min": 1_000, **alerts})
+    task = ByHand(chosen, silence_version(chosen, days, least))
+    task.tick(order(10.0, "a/0", NOW, userId="a", messageId="a/0"))
+    return task
+
+
 def gathered(stored: Mapping[str, bytes], customers: Sequence[str]) -> tuple[Rows, np.ndarray]:
     """Rows out of a dict of bytes, and which of the customers are in it."""
     rows, known = blank(len(customers)), np.zeros(len(customers), np.bool_)

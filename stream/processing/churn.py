@@ -18,9 +18,11 @@ from stream.processing.looking import Hold, Looking, Rules
 HOUR_MS = 3_600_000
 AHEAD_DAYS = 7.0
 """A silent customer is judged as of now and as of then, if no order comes."""
-SLEEPS = ((0.35, 7.0), (0.12, 3.0))
+SLEEPS = ((0.6, 7.0), (0.25, 3.0))
 """How far in logit the nearer of the two lies from an alert, and for how many days that is left alone; else for one."""
 MOST_DAYS = 3_650.0
+RARE_GAP_DAYS = 14.0
+"""Orders further apart than this are few enough to be a reason by themselves."""
 FRESH_MS = DAY_MS
 """A first score this soon after an order is of the customer; a later one is of a model that has just become ready."""
 SILENCE = (
@@ -70,7 +72,6 @@ def decide(looking: Looking, wave: Wave, customers: int, held: Hold) -> tuple[li
         return [], wave
     columns = churn_columns(rows[index], looking.now_ms[index], looking.rules.minor_per_major)
     risk = model.predict_proba_many(columns)
-    ahead = model.predict_proba_many(columns, AHEAD_DAYS)
     former = rows["churn"][index]
     ordered = rows["orders"][index] > looking.before["orders"][index]
     rows["churn"][index] = risk
@@ -79,14 +80,19 @@ def decide(looking: Looking, wave: Wave, customers: int, held: Hold) -> tuple[li
     enters = (rows["churn_high"][index] == 0) & (risk >= settings.churn_enter)
     known = ~np.isnan(former) | fresh
     rows["churn_high"][index[enters & ~known]] = 1
-    wanted = _wanted(looking, index, np.maximum(risk, ahead))
+    to_go = float(logit(np.array([settings.churn_enter]))[0]) - logit(risk)
+    near = (to_go > 0) & (to_go <= SLEEPS[1][0])  # is looked at tomorrow in any case
+    low = np.flatnonzero((rows["churn_high"][index] == 0) & ~near)
+    ahead = risk.copy()
+    ahead[low] = np.maximum(risk[low], model.predict_proba_many(columns[low], AHEAD_DAYS))
+    wanted = _wanted(looking, index, ahead)
     crossing = np.flatnonzero(enters & known)
     risen = logit(risk[crossing]) >= wanted[crossing]
     for _ in np.flatnonzero(~risen & ~(former[crossing] >= settings.churn_enter)):
         held(CHURN_RISK, "not_risen")
     crossing = crossing[risen]
     alerts, wave = _told(looking, index[crossing], columns[crossing], risk[crossing], wave, customers, held)
-    nearest = wanted - logit(np.maximum(risk, ahead))
+    nearest = wanted - logit(ahead)
     far = (rows["churn_high"][index] == 1) | (nearest > SLEEPS[0][0])
     days = np.select([far, nearest > SLEEPS[1][0]], [SLEEPS[0][1], SLEEPS[1][1]], 1.0)
     rows["churn_due"][index] = looking.now_ms[index] + (days * DAY_MS).astype(np.int64)
@@ -220,7 +226,7 @@ def _text(name: str, row: np.void, now_ms: int, rules: Rules) -> str:
             return "has ordered only once" if gaps == 0 else ""
         case "orders" | "rate" | "orders_90d" | "orders_180d":
             days = (now_ms - int(row["first_order"])) / DAY_MS
-            return f"{orders} orders in {days:,.0f} days" if gaps else ""
+            return f"{orders} orders in {days:,.0f} days" if 0 < gaps < days / RARE_GAP_DAYS else ""
         case "rate_trend" | "orders_30d":
             return "orders have become rarer over the last months" if gaps > 3 else ""
         case "gaps_over_7" | "gaps_over_14" | "gaps_over_28" | "gaps_over_60" | "long_gaps":
