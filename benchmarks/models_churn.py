@@ -311,7 +311,7 @@ def compared(events: Sequence[Event], horizon: float, threshold: float, risen: f
             looking = Looking(
                 *(0, 1, rules(chosen), everyone if all_of_them else version, names, before, after),
                 *(np.ones(count, np.bool_), np.zeros(count, np.bool_), np.full(count, now_ms)),
-                *([""] * count, [()] * count),
+                *(now_ms, [], [], np.full(count, -1)),
             )
             alerts, _ = churn.decide(looking, Wave(), count, lambda *_: None)
             last = dict(zip(names, after["last_order"].tolist(), strict=True)) if alerts else {}
