@@ -45,7 +45,7 @@ simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker
 
-bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets, an .npz or a folder of ADBench's files; CDNOW=the lifetimes wheel
+bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets (.npz, or a folder of ADBench's files), CDNOW=the lifetimes wheel, CLICKS=REES46's log
 	@test -n "$(DATA)" || { echo "give DATA=PATH: an .npz, or adbench/datasets/Classical of a clone of github.com/Minqi824/ADBench"; exit 2; }
 	$(RUN) pip install --quiet --disable-pip-version-check --group bench
 	$(RUN) benchmarks.models_anomaly speed
@@ -55,6 +55,8 @@ bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets, an .n
 	$(RUN) benchmarks.models_segments speed
 	$(RUN) benchmarks.models_segments refit
 	$(RUN) benchmarks.models_segments flapping
+	$(if $(CDNOW),$(RUN) benchmarks.models_churn --cdnow $(CDNOW))
+	$(if $(CLICKS),$(RUN) benchmarks.models_clicks $(CLICKS))
 
 lock: $(READY)  ## write requirements-dev.lock anew from pyproject.toml
 	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --group dev --all-extras --no-emit-package driftline --output-file requirements-dev.lock pyproject.toml

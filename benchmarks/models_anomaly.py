@@ -30,7 +30,7 @@ from river import anomaly
 from online_models import HalfSpaceTrees, ReferenceForest
 from stream.embedded import Embedded
 from stream.evaluation import detectors
-from stream.evaluation.ranking import auc, average_precision
+from stream.evaluation.measures import auc, average_precision
 from stream.journey import TIMEZONE, TOPIC, Journey
 from stream.processing.tick import TickResult
 from stream.settings import parse

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from online_models.arrays import share, splitmix64
-from stream.evaluation.ranking import auc, average_precision
+from stream.evaluation.measures import auc, average_precision
 
 STEP, BACK, AHEAD = 2, 20, 10
 FIRST_MINUTES = 180

@@ -25,7 +25,7 @@ from stream.errors import SettingsError
 from stream.evaluation import detectors
 from stream.evaluation.anomaly_rows import Rows, labelled, read
 from stream.evaluation.detectors import Verdict
-from stream.evaluation.ranking import auc, average_precision
+from stream.evaluation.measures import auc, average_precision
 from stream.settings import Settings
 
 ONE_IN = (100, 1_000)

@@ -56,13 +56,13 @@ def measured(
         return {}
     columns, churned = (cut.columns, cut.churned) if of is None else (cut.columns[of], cut.churned[of])
     active = columns[:, 1] < horizon
-    found = {"auc": auc(p, churned), "auc_active": auc(p[active], churned[active])}
+    found = {"auc": auc(churned, p), "auc_active": auc(churned[active], p[active])}
     if ranks_only:
         return found
     return found | {
-        "log_loss": log_loss(p, churned),
-        "log_loss_active": log_loss(p[active], churned[active]),
-        "calibration_error": calibration_error(p, churned),
+        "log_loss": log_loss(churned, p),
+        "log_loss_active": log_loss(churned[active], p[active]),
+        "calibration_error": calibration_error(churned, p),
     }
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from river import anomaly, preprocessing
 
 from online_models import HalfSpaceTrees, ReferenceForest
 from stream.errors import SettingsError
@@ -87,6 +86,8 @@ def _scaled(rows: Matrix, low: Matrix, high: Matrix) -> Matrix:
 
 def river_default(rows: Matrix, advance: Advance, seed: int = SEED) -> Matrix:
     """River's half-space trees behind River's online min-max scaler."""
+    from river import anomaly, preprocessing  # they load pandas and scipy.stats: half a second of every command
+
     return one_by_one(preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(seed=seed), rows, advance)
 
 
@@ -165,6 +166,8 @@ def named(path: str, rows: Matrix, advance: Advance) -> Matrix:
     Raises:
         SettingsError: it cannot score such rows.
     """
+    from river import preprocessing
+
     model = preprocessing.MinMaxScaler() | river_class(path)()
     try:
         return one_by_one(model, rows, advance)

@@ -1,5 +1,6 @@
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sklearn import metrics
 
 from stream.cli import main
 from stream.evaluation.detectors import from_mean
-from stream.evaluation.ranking import auc, average_precision
+from stream.evaluation.measures import auc, average_precision
 from tests.builders import NOW, SMALL_MODELS, order
 
 CONFIG = "[models]\n" + "".join(f"{name} = {value}\n" for name, value in SMALL_MODELS.items())
@@ -236,3 +237,10 @@ def test_wrong_arrays_labels_models_and_outputs_are_named(
     ):
         assert main(["evaluate", "anomaly", *map(str, arguments)]) == 2
         assert said in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_other_commands_do_not_load_what_only_evaluate_needs() -> None:
+    code = "import sys; from stream.cli import parser; parser(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "stream.evaluation.detectors" in loaded
+    assert not {"pandas", "sklearn", "scipy.stats", "river.anomaly"} & set(loaded)

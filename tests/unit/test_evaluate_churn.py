@@ -178,10 +178,10 @@ def _decoded(records: list[Record], chosen: Settings) -> list[Event]:
 
 def test_measures_are_those_of_the_textbook() -> None:
     p, y = np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True])
-    assert auc(p, y) == pytest.approx((1 + 0.5 + 2) / 4)
-    assert log_loss(p, y) == pytest.approx(-np.log([0.9, 0.4, 0.6, 0.8]).mean())
-    assert calibration_error(np.full(300, 0.25), np.arange(300) % 4 == 0) == pytest.approx(0.0, abs=0.01)
-    assert math.isnan(auc(p, np.ones(4, np.bool_)))
+    assert auc(y, p) == pytest.approx((1 + 0.5 + 2) / 4)
+    assert log_loss(y, p) == pytest.approx(-np.log([0.9, 0.4, 0.6, 0.8]).mean())
+    assert calibration_error(np.arange(300) % 4 == 0, np.full(300, 0.25)) == pytest.approx(0.0, abs=0.01)
+    assert math.isnan(auc(np.ones(4, np.bool_), p))
 
 
 @pytest.mark.parametrize("parameters", [(0.6, 12.0, 0.5, 30.0), (0.6, 12.0, 0.5, 5.0)])
@@ -209,7 +209,7 @@ def test_a_refit_is_calibrated_on_customers_who_buy_until_they_leave(model: obje
     rows, churned, _ = customers(1_500, seed=8)
     p = Refit(model, start).silent(rows[:, 0], rows[:, 1], rows[:, 2], 28.0)  # type: ignore[arg-type]
     assert p.mean() == pytest.approx(churned.mean(), abs=0.03)
-    assert auc(p, churned) > 0.8
+    assert auc(churned, p) > 0.8
 
 
 def test_default_cuts_have_a_past_and_an_outcome() -> None:
