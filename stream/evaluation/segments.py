@@ -303,12 +303,11 @@ def _print(summary: dict[str, Any], console: Console) -> None:
         f"{changes['versions_that_changed_segments']} of them with other segments.",
         highlight=False,
     )
-    now = Table(title="Segments at the end", title_justify="left")
-    for heading in ("id", "name", "share", "customers", *next(iter(summary["now"]))["profile"]):
-        now.add_column(heading.replace("_", " "), justify="left" if heading == "name" else "right")
-    for one in summary["now"]:
-        profile = (f"{value:,.3g}" for value in one["profile"].values())
-        now.add_row(str(one["id"]), one["name"], f"{one['share']:.0%}", f"{one['customers']:,}", *profile)
+    now = Table("", *(f"{one['id']}: {one['name']}" for one in summary["now"]), title="Segments at the end")
+    now.add_row("share", *(f"{one['share']:.0%}" for one in summary["now"]))
+    now.add_row("customers", *(f"{one['customers']:,}" for one in summary["now"]))
+    for name in next(iter(summary["now"]))["profile"]:
+        now.add_row(name.replace("_", " "), *(f"{one['profile'][name]:,.3g}" for one in summary["now"]))
     console.print(now)
 
 
