@@ -183,14 +183,19 @@ def run(
     alerted = dict(tick.state.alerted) if tick.state.day == day else {}
     schema = max(tick.state.schema, settings.journal.schema_version or tick.state.schema)
     history_until_ms = tick.state.history_until_ms
+    causes_of_past: set[str] = set()
     if schema > 1:
-        history = accepted.table["time_ms"][accepted.table["history"] > 0]
-        history_until_ms = max([history_until_ms, *history.tolist()])
-    past = [alert for alert in alerts if alert.time_ms <= history_until_ms]
+        history = np.flatnonzero(accepted.table["history"])
+        history_until_ms = max([history_until_ms, *accepted.table["time_ms"][history].tolist()])
+        # The clock may be ahead of them, and with it the alert's time.
+        causes_of_past = {accepted.records[i].place for i in history.tolist()}
+    past, present = [], []
+    for alert in alerts:
+        is_past = alert.time_ms <= history_until_ms or alert.cause in causes_of_past
+        (past if is_past else present).append(alert)
     for alert in past:
         hold(alert.kind, "history")
-    alerts = [alert for alert in alerts if alert.time_ms > history_until_ms]
-    kept = _capped(alerts, alerted, settings.alerts.max_per_day, hold)
+    kept = _capped(present, alerted, settings.alerts.max_per_day, hold)
     _note(looking, kept, tick.stream_time_ms)
     state = replace(
         tick.state,

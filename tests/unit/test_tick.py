@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
-from stream.events import InvalidEvent, Kind
+from stream.events import HISTORY_HEADER, InvalidEvent, Kind
 from stream.processing import clock, tick
 from stream.processing.customer import DAY_MS, NO_SEGMENT, blank
 from stream.processing.journal import encode
@@ -445,6 +445,15 @@ def test_a_move_is_told_within_45_days_however_rare_the_customer_s_orders() -> N
     task.tick(bought("a", 210, 99_999))
     found = [kinds(task.tick(wakes=["a"], now_ms=days_on(day))) for day in (254.9, 255)]
     assert found == [[], [("segment_changed", "a")]]
+
+
+@pytest.mark.parametrize(("marks", "told"), [((), True), (((HISTORY_HEADER, b"1"),), False)])
+def test_an_alert_caused_by_history_is_not_published_however_far_the_clock_is_ahead(marks: Any, told: bool) -> None:
+    task = sized()
+    for day in (11, 16, 21):
+        task.tick(bought("a", day, 9_999), headers=marks)
+    result = task.tick(bought("a", 26, 9_999), now_ms=days_on(27), headers=marks)
+    assert (len(result.entry.alerts), len(result.entry.past)) == ((1, 0) if told else (0, 1))
 
 
 def test_a_segment_alert_describes_both_segments() -> None:
