@@ -629,7 +629,7 @@ def test_lost_orders_of_all_customers_are_one_wave_a_day_and_not_an_alert_each(s
         TICK__MAX_SPAN_HOURS="2",
         TICK__MAX_EVENTS="2000",
     )
-    site.shop = Shop(*site.settings.inputs, partitions=PARTITIONS, customers=150, days=24.0, garbage=False)
+    site.shop = Shop(*site.settings.inputs, partitions=PARTITIONS, customers=450, days=24.0, garbage=False)
     site.shop.lose_orders(days=6.0)
     site.feed()
     seen = site.finish(site.worker())
