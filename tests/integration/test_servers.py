@@ -240,6 +240,8 @@ def test_kafka_keeps_committed_records_when_it_is_killed(partition, kafka_server
 def test_an_append_only_redis_keeps_its_data_when_it_is_restarted_or_killed(end, redis_url, redis_server):
     with redis.Redis.from_url(redis_url) as client:
         client.set("customer:1", "state")
+        # While an earlier write is on its way to a busy disk, Redis holds the next one back for up to two seconds.
+        assert client.execute_command("WAITAOF", 1, 0, 10_000)[0] == 1
         end(redis_server)
         redis_server.start()
         assert client.get("customer:1") == b"state"
