@@ -189,7 +189,8 @@ def run(
         history_until_ms = max([history_until_ms, *accepted.table["time_ms"][history].tolist()])
         # The clock may be ahead of them, and with it the alert's time.
         causes_of_past = {accepted.records[i].place for i in history.tolist()}
-    past, present = [], []
+    past: list[Alert] = []
+    present: list[Alert] = []
     for alert in alerts:
         is_past = alert.time_ms <= history_until_ms or alert.cause in causes_of_past
         (past if is_past else present).append(alert)
