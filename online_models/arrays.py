@@ -110,7 +110,7 @@ class ArrayModel:
 
     def _allocate(self, width: int) -> None:
         """Make the arrays whose shape depends on the number of features."""
-        raise NotImplementedError
+        raise NotImplementedError  # each model has its own, here and below; nothing makes this class itself
 
     def _row(self, x: Mapping[Any, Any]) -> Matrix:
         names = sorted(x) if self._names is None else self._names
@@ -158,7 +158,7 @@ class RefittedModel(ArrayModel):
 
     def refit(self) -> None:
         """Fit to the rows kept as they are now."""
-        raise NotImplementedError
+        raise NotImplementedError  # each model's own
 
     def _learn(self, X: npt.ArrayLike, keys: npt.ArrayLike | None) -> None:
         for rows, hashes in self._stretches(X, keys):
@@ -188,4 +188,4 @@ class RefittedModel(ArrayModel):
         return self.refit_every
 
     def _absorb(self, rows: Matrix, hashes: Hashes) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each model's own

@@ -9,13 +9,9 @@ from river import base
 
 from online_models.arrays import LARGEST, ArrayModel, Hashes, Matrix
 from online_models.compiled import compiled
+from online_models.nodes import BLOCK, FEATURE, FEATURE_BITS, ONE, PADDING, SHIFT, ZERO, part
 
-PADDING = 0.15  # a threshold lies in the inner 70 % of its node's range
 FEWEST = 0.1  # of a window: a node with fewer rows ends the walk (Tan, Ting & Liu 2011)
-FEATURE_BITS = 16
-FEATURE, SHIFT = np.uint64(2**FEATURE_BITS - 1), np.uint64(FEATURE_BITS)
-ZERO, ONE = np.uint64(0), np.uint64(1)
-BLOCK = 256  # rows walked side by side: while one waits for its node, the others go on
 
 Integers = npt.NDArray[np.int64]
 
@@ -294,17 +290,7 @@ def reach(
             if not mass < fewest and depth < height:
                 f, split = np.int64(feature[tree, full[node]]), threshold[tree, full[node]]
                 column = columns[f]
-                to_left, to_right = np.uint64(begin), ZERO
-                for i in range(begin, end):
-                    row = order[i]
-                    goes_left = ONE if column[row] < split else ZERO
-                    order[to_left] = row
-                    aside[to_right] = row
-                    to_left += goes_left
-                    to_right += ONE - goes_left
-                left = np.int64(to_left)
-                for i in range(left, end):
-                    order[i] = aside[i - left]
+                left = part(column, split, begin, end, order, aside)
                 link[node] = (count << FEATURE_BITS) | f
                 at[node] = split
                 for child in range(2):

@@ -11,16 +11,12 @@ import numpy.typing as npt
 
 from online_models.arrays import Matrix
 from online_models.compiled import compiled
+from online_models.nodes import BLOCK, FEATURE, FEATURE_BITS, ONE, PADDING, SHIFT, ZERO, part
 
 SMALLEST_SPLIT = 5  # rows; a node with fewer is a leaf
-PADDING = 0.15  # River's rule: a threshold lies in the inner 70 % of its node's range
-FEATURE_BITS = 16
-BLOCK = 256  # rows walked side by side: while one waits for its node, the others go on
 SHORTEST = 1e-4  # added to a distance, per feature, before its logarithm
 FARTHEST = 1e6  # spans; beyond, a row is no farther
 
-FEATURE, SHIFT = np.uint64(2**FEATURE_BITS - 1), np.uint64(FEATURE_BITS)
-ZERO, ONE = np.uint64(0), np.uint64(1)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST_MIX, SECOND_MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 BITS_30, BITS_27, BITS_31, BITS_11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
@@ -181,17 +177,7 @@ def grow(
                 threshold[first + node] = split
                 link[first + node] = (count << FEATURE_BITS) | f
                 column = columns[f]
-                to_left, to_right = np.uint64(begin), ZERO
-                for i in range(begin, end):
-                    row = order[i]
-                    goes_left = ONE if column[row] < split else ZERO
-                    order[to_left] = row
-                    aside[to_right] = row
-                    to_left += goes_left
-                    to_right += ONE - goes_left
-                left = np.int64(to_left)
-                for i in range(left, end):
-                    order[i] = aside[i - left]
+                left = part(column, split, begin, end, order, aside)
                 for child in range(2):
                     begins[count] = begin if child == 0 else left
                     ends[count] = left if child == 0 else end

@@ -189,5 +189,5 @@ def _decayed_orders(rows: Rows, time_ms: Times) -> Matrix:
 
 
 def _exposure(days: NDArray[np.float64], half_life_days: float) -> NDArray[np.float64]:
-    """How many decayed days a history of `days` is worth."""
+    """`_decayed_days` over an array; numpy's exp2 need not be that of the compiled loop to the last bit."""
     return np.asarray(half_life_days / math.log(2.0) * (1.0 - np.exp2(-days / half_life_days)), np.float64)
