@@ -4,7 +4,9 @@ The machine code is kept (online_models/compiled.py): a fresh install compiles f
 `python -m stream.rehearsal` is what the image is built with.
 """
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import orjson
@@ -35,11 +37,23 @@ def rehearse() -> Embedded:
     """Run the shop to its end; returns the worker that did."""
     settings = parse({"application": {"name": "rehearsal"}, "models": MODELS})
     embedded = Embedded(settings, ("purchases",), lambda _: None)
-    embedded.run({"purchases": orders()})
+    with _quiet():
+        embedded.run({"purchases": orders()})
     churn = embedded.worker.version.churn
     churn.features_many(np.zeros((1, len(CHURN_COLUMNS))))  # only an alert asks for them
     compile_loops()
     return embedded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Versions and trainers of a shop that does not exist are not the operator's."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def orders() -> Iterator[Record]:

@@ -10,6 +10,7 @@ from kafka import ConsumerGroupMetadata, KafkaAdminClient, KafkaConsumer, KafkaP
 from kafka.errors import CommitFailedError, KafkaTimeoutError, ProducerFencedError
 from kafka.structs import OffsetAndMetadata
 
+from stream.backends.kafka import consuming
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.servers
@@ -109,6 +110,28 @@ def test_a_member_polled_briefly_begins_its_join_anew_for_ever_and_joins_in_a_lo
     assert not consumer.assignment()
     consumer.poll(timeout_ms=500)
     assert consumer.assignment() == {partition}
+
+
+def test_a_join_for_new_partitions_that_ends_between_two_polls_is_forgotten_by_the_client_and_begun_anew_by_ours(
+    partition, group, a_consumer, kafka_bootstrap
+):
+    consumer = a_consumer(group)
+    join(consumer, partition.topic)
+    with KafkaAdminClient(bootstrap_servers=kafka_bootstrap) as admin:
+        admin.create_partitions({partition.topic: 3})
+    deadline = time.monotonic() + 20
+    while not consumer._coordinator.need_rejoin():
+        assert time.monotonic() < deadline, "the new partitions are not seen"
+        consumer._client.cluster.request_update()
+        time.sleep(0.1)
+    consumer.poll(timeout_ms=1)
+    time.sleep(1)
+    for _ in range(6):
+        consumer.poll(timeout_ms=500)
+    assert (consumer.assignment(), consumer._coordinator.need_rejoin()) == ({partition}, False)
+    while len(consumer.assignment()) < 3:
+        assert time.monotonic() < deadline, consumer.assignment()
+        consuming.poll(consumer, 1)
 
 
 def commit(producer: KafkaProducer, partition: TopicPartition, offset: int, membership: ConsumerGroupMetadata) -> None:

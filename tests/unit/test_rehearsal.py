@@ -1,9 +1,12 @@
 """What a rehearsal leaves for the processes after it, each a process of its own."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from stream.rehearsal import rehearse
 
@@ -40,6 +43,9 @@ def test_nothing_is_compiled_after_a_rehearsal(tmp_path: Path) -> None:
     assert (int(loaded) > 10, compiled) == (True, [])
 
 
-def test_a_rehearsal_has_every_model_ready() -> None:
+def test_a_rehearsal_has_every_model_ready_and_logs_nothing_of_its_shop(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     version = rehearse().worker.version
+    assert caplog.messages == []
+    assert logging.getLogger("stream").isEnabledFor(logging.INFO)
     assert (version.anomaly.ready, version.segments.ready, version.churn.ready) == (True, True, True)

@@ -141,7 +141,7 @@ def _headers(data: bytes, position: int, count: int) -> tuple[tuple[str, bytes],
     view = np.frombuffer(data, np.uint8)
     for _ in range(count):
         size, position = _varint(view, position)
-        key = data[position : position + size].decode()
+        key = data[position : position + size].decode(errors="backslashreplace")  # any client may write any bytes
         size, position = _varint(view, position + size)
         found.append((key, data[position : position + max(size, 0)]))
         position += max(size, 0)

@@ -35,10 +35,13 @@ def poll(consumer: Any, timeout_ms: int) -> Any:
     """Poll for at least `JOIN_MS` while the group is still to be joined.
 
     kafka-python 3.0.12 begins a join anew if it ended between two polls: one that is polled briefly may never join, and
-    each of its attempts is a rebalance of the whole group.
+    each of its attempts is a rebalance of the whole group. A join that only new metadata had asked for it does not even
+    begin anew: the member stays without partitions and without heartbeats, for ever.
     """
-    joining = consumer._coordinator.need_rejoin()
-    return consumer.poll(timeout_ms=max(timeout_ms, JOIN_MS) if joining else timeout_ms)
+    coordinator = consumer._coordinator
+    if coordinator.rejoining:
+        coordinator.request_rejoin()
+    return consumer.poll(timeout_ms=max(timeout_ms, JOIN_MS) if coordinator.need_rejoin() else timeout_ms)
 
 
 def close_member(consumer: Any, settings: Settings) -> None:
