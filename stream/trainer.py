@@ -274,7 +274,7 @@ class Trainer:
         records = chunked(topic, 0, f"{KEY}{version.number:08d}".encode(), to_bytes(version, {"code": 1}), {})
         if alert is not None:
             records.append(Outgoing(settings.topic("alerts"), None, alert.key.encode(), alert.value, (CONTENT_TYPE,)))
-        self._versions.refresh()
+        self._versions.follow()
         oldest_ms = self._wall_ms() - round((settings.journal.retention_days + 1) * 86_400_000)
         for number, published_ms in sorted(self._versions.published_ms.items())[:-KEEP_VERSIONS]:
             # No journal record that is still kept can need it: a tombstone lets compaction drop it.
