@@ -347,7 +347,12 @@ def _contradictions(settings: Settings) -> list[str]:
     ):
         faults.append("kafka.security_protocol is SASL: set sasl_mechanism, sasl_username and sasl_password")
     for section, files, speaks, how in (
-        ("kafka", settings.kafka, settings.kafka.security_protocol.endswith("SSL"), "security_protocol = SASL_SSL or SSL"),
+        (
+            "kafka",
+            settings.kafka,
+            settings.kafka.security_protocol.endswith("SSL"),
+            "security_protocol = SASL_SSL or SSL",
+        ),
         ("redis", settings.redis, settings.redis.url.get_secret_value().startswith("rediss:"), "url = rediss://..."),
     ):
         named = [name for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile") if getattr(files, name)]

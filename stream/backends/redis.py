@@ -27,7 +27,7 @@ from stream.backends import tls
 from stream.diagnosis.facts import RedisFacts, Rights
 from stream.errors import CannotTell, DriftlineError, Misconfigured, RowsLost, StoreUnavailable, TaskLost
 from stream.ports import Marker
-from stream.privileges import REDIS_WORKER, redis_rule
+from stream.privileges import REDIS_ASIDE, REDIS_WORKER, redis_rule
 from stream.processing.customer import Rows, as_read, as_written
 from stream.processing.journal import TaskState, check_schema
 from stream.settings import Redis as RedisSettings
@@ -39,7 +39,8 @@ ANSWER_S = 5.0
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
 
-DENIED_IN_SCRIPT = "ACL failure in script"
+DENIED = ("ACL failure in script", "NOPERM", "EXEC without MULTI")
+"""What else says that a command is denied: in a script, as the reason of a discarded transaction, by its absence."""
 REMEDIES: dict[type[exceptions.RedisError], str] = {
     exceptions.ReadOnlyError: "it is a replica: point redis.url at the primary",
     exceptions.OutOfMemoryError: "raise its maxmemory, or lower customers.retention_days",
@@ -91,7 +92,7 @@ class RedisStore:
         self._application = settings.application.name
         self._url = settings.shown_redis_url
         self._naming = settings.log.customers
-        self._rule = redis_rule(settings, REDIS_WORKER)
+        self._rule = redis_rule(settings, (*REDIS_WORKER, *REDIS_ASIDE))
         self._user = urlsplit(settings.redis.url.get_secret_value()).username
         timeout_s = settings.redis.timeout_s
         more: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
@@ -235,7 +236,7 @@ class RedisStore:
         said = f"Redis at {self._url}: {type(error).__name__}: {error}"
         if isinstance(error, exceptions.AuthenticationError):
             return Misconfigured(f"{said}; check user and password in redis.url")
-        if isinstance(error, exceptions.NoPermissionError) or str(error).startswith(DENIED_IN_SCRIPT):
+        if isinstance(error, exceptions.NoPermissionError) or any(sign in str(error) for sign in DENIED):
             return Misconfigured(
                 f"{said}; grant this user what docs/security.md says it needs, a worker: ACL SETUSER "
                 f"{self._user or 'default'} {self._rule}"

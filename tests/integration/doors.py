@@ -104,16 +104,17 @@ class Doors:
         """Let a user do this, and wait until the broker's authorizer knows."""
         acls = [acl for grant in grants for acl in _acls(user, grant)]
         with self.admin() as admin:
+            wanted = {*_held(admin, user), *acls}
             admin.create_acls(acls)
-            until(lambda: len(_held(admin, user)) == len(set(acls)), f"the grants of {user}", 10)
+            until(lambda: set(_held(admin, user)) == wanted, f"the grants of {user}", 10)
 
     def withdraw(self, user: str, grant: Grant) -> None:
         """Take a grant away from under whoever uses it."""
         gone = [_filter(user, acl) for acl in _acls(user, grant)]
         with self.admin() as admin:
-            left = len(_held(admin, user)) - len(gone)
+            left = set(_held(admin, user)) - set(_acls(user, grant))
             admin.delete_acls(gone)
-            until(lambda: len(_held(admin, user)) == left, f"what is left to {user}", 10)
+            until(lambda: set(_held(admin, user)) == left, f"what is left to {user}", 10)
 
     def redis_user(self, user: str, rule: str) -> None:
         """A user who may do what the rule says, and has no right to any channel."""

@@ -37,7 +37,11 @@ class Authority:
         issued = self._ca.issue_cert(*hosts, not_after=not_after, common_name=common_name)
         identity = Identity(*(self._directory / f"{name}{suffix}" for suffix in (".crt", ".key", ".pem")))
         key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
-        pem, pkcs8, plain = Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption()  # Java reads no other format
+        pem, pkcs8, plain = (
+            Encoding.PEM,
+            PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )  # Java reads no other format
         identity.key.write_bytes(key.private_bytes(pem, pkcs8, plain))
         identity.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         identity.both.write_bytes(identity.key.read_bytes() + identity.certificate.read_bytes())

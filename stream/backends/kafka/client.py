@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kafka import errors as kafka_errors
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from stream.backends import tls
 from stream.errors import BrokerUnavailable, DriftlineError, Misconfigured
@@ -28,8 +29,7 @@ NEEDED = {
     kafka_errors.TransactionalIdAuthorizationFailedError: "DESCRIBE and WRITE on the transactional ids that begin with "
     "the application's name",
 }
-
-
+"""What a worker's user needs; docs/security.md says it of each command."""
 HEARD_WITHIN_S = 15.0
 TLS_ALERT = 0x1503
 """What an answer in TLS begins with, where the client reads a length."""
@@ -72,8 +72,25 @@ def _refused(error: Exception) -> str:
     return tls.remedy(said, "kafka", "kafka.bootstrap_servers (and the broker's advertised.listeners)", plain)
 
 
+def _hear_last_words(transport: Any) -> None:
+    """Take in what arrives together with the end of a connection.
+
+    kafka-python 3.0.12 throws it away, and a broker that refuses a password says so and closes. Read again, the socket
+    is at its end.
+    """
+    receive = transport._sock_recv
+
+    def heard(self: Any) -> tuple[bytes, Exception | None]:
+        data, error = receive(self)
+        return data, None if data else error
+
+    transport._sock_recv = heard
+
+
 _refusals = _Refusals()
 logging.getLogger("kafka.net.connection").addFilter(_refusals)
+for _transport in (KafkaTCPTransport, KafkaSSLTransport):
+    _hear_last_words(_transport)
 
 
 def unavailable(found: str) -> str:
@@ -112,7 +129,10 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, kafka_errors.AuthorizationError):
         needed = next((needed for kind, needed in NEEDED.items() if isinstance(error, kind)), "the permission")
-        return Misconfigured(f"{doing}: {said}; grant this user {needed}, or set kafka.sasl_username to one who has it")
+        return Misconfigured(
+            f"{doing}: {said}; grant this user {needed} (docs/security.md has the whole list), or set "
+            "kafka.sasl_username to one who has it"
+        )
     if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
         return Misconfigured(f"{doing}: {said}; check kafka.sasl_username and kafka.sasl_password")
     if isinstance(error, kafka_errors.FencedInstanceIdError):

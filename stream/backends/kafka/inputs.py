@@ -279,7 +279,8 @@ class KafkaInputs:
         missing = [topic for topic, count in counts.items() if count == 0]
         if missing:
             raise Misconfigured(
-                f"the input topic {' and '.join(missing)} does not exist; create it, or run `driftline topics create`"
+                f"the input topic {' and '.join(missing)} does not exist: create it, or run `driftline topics create`. "
+                "If it does, grant this user READ on it"
             )
         if len(set(counts.values())) != 1:
             raise Misconfigured(
