@@ -5,7 +5,7 @@ Each stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -13,10 +13,12 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stream import privileges
 from stream.events import KINDS, REASONS
 from stream.metrics import Metrics
+from stream.privileges import Grant
 from stream.processing.customer import FIELDS, ROW
-from stream.settings import Settings
+from stream.settings import Settings, parse
 
 HERE = Path(__file__).parent
 
@@ -64,12 +66,86 @@ def kinds() -> str:
     return "\n".join([*rows, "| any other | itself: counted, sessions and anomalies |"])
 
 
+MY_SHOP = parse({"application": {"name": "my-shop"}})
+
+
+def worker_grants() -> str:
+    """One row per resource of Kafka that a worker uses."""
+    rows = ["| resource | operations | what for |", "|---|---|---|"]
+    return "\n".join(
+        rows + [f"| {_resource(one)} | {_operations([one])} | {one.why} |" for one in privileges.worker(MY_SHOP)]
+    )
+
+
+def command_grants() -> str:
+    """One row per command of Driftline that talks to a server."""
+    worker = privileges.worker(MY_SHOP)
+    rows = ["| command | of Kafka | of Redis |", "|---|---|---|"]
+    for name, grants in privileges.commands(MY_SHOP).items():
+        more = [one for one in grants if one not in worker] if set(worker) <= set(grants) else grants
+        kafka = "; ".join(f"{_operations(each)} on {listed}" for listed, each in _gathered(more).items())
+        used = privileges.REDIS_COMMANDS.get(name, ())
+        writes = set(privileges.REDIS_WORKER) <= set(used)
+        redis = " ".join(f"`{_cell(one)}`" for one in used if not (writes and one in privileges.REDIS_WORKER))
+        redis = f"what a worker uses, and {redis}" if writes else redis
+        besides = "what a worker needs, and " if more is not grants else ""
+        rows.append(f"| `{name}` | {besides}{kafka} | {redis} |")
+    return "\n".join(rows)
+
+
+def _gathered(grants: Sequence[Grant]) -> dict[str, list[Grant]]:
+    """Grants of the same operations, by their resources."""
+    same: dict[tuple[str, ...], list[Grant]] = {}
+    for one in grants:
+        same.setdefault((one.kind, *one.operations), []).append(one)
+    return {f"{each[0].kind} {', '.join(f'`{one.name}`' for one in each)}": [each[0]] for each in same.values()}
+
+
+def _resource(one: Grant) -> str:
+    return f"{one.kind} `{one.name}`{', and all that begin so (prefixed)' if one.prefixed else ''}"
+
+
+def _operations(grants: Sequence[Grant]) -> str:
+    return ", ".join(one for grant in grants for one in grant.operations)
+
+
+def kafka_acls() -> str:
+    """The worker's grants as commands."""
+    options = {"topic": "--topic", "group": "--group", "transactional id": "--transactional-id"}
+    lines = []
+    for one in privileges.worker(MY_SHOP):
+        operations = " ".join(f"--operation {operation.capitalize()}" for operation in one.operations)
+        pattern = " --resource-pattern-type prefixed" if one.prefixed else ""
+        lines.append(
+            f"kafka-acls.sh $AT --add --allow-principal User:driftline {operations} {options[one.kind]} "
+            f"{one.name}{pattern}"
+        )
+    return _block(lines)
+
+
+def redis_users() -> str:
+    """The users of Redis as commands: a worker, and whoever runs the commands that only look."""
+    worker = privileges.redis_rule(MY_SHOP, (*privileges.REDIS_WORKER, *privileges.REDIS_ASIDE))
+    looking = (*privileges.REDIS_COMMANDS["customers export"], "select", "client|setinfo")
+    looker = privileges.redis_rule(MY_SHOP, looking, writes=False)
+    begin = "reset on >PASSWORD resetchannels"
+    return _block([f"ACL SETUSER driftline {begin} {worker}", f"ACL SETUSER crm {begin} {looker}"])
+
+
+def _block(lines: Sequence[str]) -> str:
+    return "\n".join(["```text", *lines, "```"])
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("configuration.md", settings),
     "metrics": ("metrics.md", metrics),
     "row": ("customers.md", row),
     "reasons": ("events.md", reasons),
     "kinds": ("events.md", kinds),
+    "worker-grants": ("security.md", worker_grants),
+    "kafka-acls": ("security.md", kafka_acls),
+    "redis-users": ("security.md", redis_users),
+    "command-grants": ("security.md", command_grants),
 }
 
 

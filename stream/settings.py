@@ -92,7 +92,15 @@ class Kafka(Section):
     )
     sasl_username: str | None = Field(None, description="user name for SASL")
     sasl_password: SecretStr | None = Field(None, description="password for SASL; better set by environment variable")
-    ssl_cafile: str | None = Field(None, description="file of the certificate authority; the system's by default")
+    ssl_cafile: str | None = Field(
+        None, description="file of the authority that signed the brokers' certificates; by default the system's"
+    )
+    ssl_certfile: str | None = Field(
+        None, description="file of a client's certificate, where the brokers ask for one; PEM, with its chain"
+    )
+    ssl_keyfile: str | None = Field(
+        None, description="file of that certificate's key, without a password; by default it is in ssl_certfile"
+    )
     partitioner: Literal["murmur2", "crc32"] = Field(
         "murmur2",
         description="how the producers of the input topics place keys: murmur2 (Java, kafka-python) or "
@@ -116,6 +124,15 @@ class Redis(Section):
 
     url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix://; a password in it is masked"
+    )
+    ssl_cafile: str | None = Field(
+        None, description="file of the authority that signed the server's certificate; by default the system's"
+    )
+    ssl_certfile: str | None = Field(
+        None, description="file of a client's certificate, where the server asks for one; PEM, with its chain"
+    )
+    ssl_keyfile: str | None = Field(
+        None, description="file of that certificate's key, without a password; by default it is in ssl_certfile"
     )
     timeout_s: float = Field(5.0, gt=0, le=60, description="a call without answer fails after, s")
 
@@ -329,6 +346,21 @@ def _contradictions(settings: Settings) -> list[str]:
         settings.kafka.sasl_mechanism and settings.kafka.sasl_username and settings.kafka.sasl_password
     ):
         faults.append("kafka.security_protocol is SASL: set sasl_mechanism, sasl_username and sasl_password")
+    for section, files, speaks, how in (
+        (
+            "kafka",
+            settings.kafka,
+            settings.kafka.security_protocol.endswith("SSL"),
+            "security_protocol = SASL_SSL or SSL",
+        ),
+        ("redis", settings.redis, settings.redis.url.get_secret_value().startswith("rediss:"), "url = rediss://..."),
+    ):
+        named = [name for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile") if getattr(files, name)]
+        if named and not speaks:
+            # Who names an authority means to be safe, and would not be.
+            faults.append(f"{section}.{named[0]} is set and TLS is not spoken: set {section}.{how}")
+        if files.ssl_keyfile and not files.ssl_certfile:
+            faults.append(f"{section}.ssl_keyfile is set without {section}.ssl_certfile")
     if settings.application.instance in RESERVED:
         faults.append(f"application.instance is {settings.application.instance}, which a part of Driftline goes by")
     if settings.topics.clickstream == settings.topics.purchases:

@@ -23,11 +23,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from stream.aliases import called
+from stream.backends import tls
 from stream.diagnosis.facts import RedisFacts, Rights
 from stream.errors import CannotTell, DriftlineError, Misconfigured, RowsLost, StoreUnavailable, TaskLost
 from stream.ports import Marker
+from stream.privileges import REDIS_ASIDE, REDIS_WORKER, redis_rule
 from stream.processing.customer import Rows, as_read, as_written
 from stream.processing.journal import TaskState, check_schema
+from stream.settings import Redis as RedisSettings
 from stream.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,8 +39,8 @@ ANSWER_S = 5.0
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
 
-DENIED_IN_SCRIPT = "ACL failure in script"
-NEEDED = "+@connection +@read +@write +@scripting +@transaction"
+DENIED = ("ACL failure in script", "NOPERM", "EXEC without MULTI")
+"""What else says that a command is denied: in a script, as the reason of a discarded transaction, by its absence."""
 REMEDIES: dict[type[exceptions.RedisError], str] = {
     exceptions.ReadOnlyError: "it is a replica: point redis.url at the primary",
     exceptions.OutOfMemoryError: "raise its maxmemory, or lower customers.retention_days",
@@ -89,13 +92,15 @@ class RedisStore:
         self._application = settings.application.name
         self._url = settings.shown_redis_url
         self._naming = settings.log.customers
+        self._rule = redis_rule(settings, (*REDIS_WORKER, *REDIS_ASIDE))
         self._user = urlsplit(settings.redis.url.get_secret_value()).username
         timeout_s = settings.redis.timeout_s
+        more: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        if settings.redis.url.get_secret_value().startswith("rediss:"):
+            more |= _tls(settings.redis)
         try:
             # The library types every answer as a union of all it could be; ours are bytes.
-            self._redis: Any = redis.Redis.from_url(
-                settings.redis.url.get_secret_value(), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-            )
+            self._redis: Any = redis.Redis.from_url(settings.redis.url.get_secret_value(), **more)
         except ValueError:
             # The library's own text may hold a part of the password.
             raise Misconfigured("redis.url cannot be read; write it as redis://USER:PASSWORD@HOST:PORT/DB") from None
@@ -231,18 +236,35 @@ class RedisStore:
         said = f"Redis at {self._url}: {type(error).__name__}: {error}"
         if isinstance(error, exceptions.AuthenticationError):
             return Misconfigured(f"{said}; check user and password in redis.url")
-        if isinstance(error, exceptions.NoPermissionError) or str(error).startswith(DENIED_IN_SCRIPT):
+        if isinstance(error, exceptions.NoPermissionError) or any(sign in str(error) for sign in DENIED):
             return Misconfigured(
-                f"{said}; grant this user its commands and keys: ACL SETUSER {self._user or 'default'} {NEEDED} "
-                f"~{{{self._application}:*"
+                f"{said}; grant this user what docs/security.md says it needs, a worker: ACL SETUSER "
+                f"{self._user or 'default'} {self._rule}"
             )
         if isinstance(error, exceptions.ReadOnlyError):
             # After a failover this connection may lead to the former primary: the next call looks the name up anew.
             self._redis.connection_pool.disconnect()
+        plain = "write the port that does, or redis://, into redis.url"
+        if handshake := tls.remedy(str(error), "redis", "redis.url", plain):
+            return StoreUnavailable(f"{said}; {handshake}")
         remedy = next((remedy for kind, remedy in REMEDIES.items() if isinstance(error, kind)), "")
         if "MISCONF" in str(error):
             remedy = "it cannot write its own file: make room on its disk"
+        if "Timeout connecting" in str(error) and self._url.startswith("rediss:"):
+            remedy = f"it is down or slow, or it does not speak TLS: {plain}"
+        elif "closed by server" in str(error) and self._url.startswith("redis:"):
+            remedy = "is it running, and is redis.url right? Where it speaks TLS, write rediss://"
         return StoreUnavailable(f"{said}; {remedy or 'is it running, and is redis.url right?'}")
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    tls.context(settings, "redis")  # the library reads the files at its first connection, and says less
+    files = {
+        "ssl_ca_certs": settings.ssl_cafile,
+        "ssl_certfile": settings.ssl_certfile,
+        "ssl_keyfile": settings.ssl_keyfile or settings.ssl_certfile,
+    }
+    return {name: value for name, value in files.items() if value} | {"ssl_password": ""}
 
 
 def _marker(body: bytes | None) -> Marker | None:
@@ -377,8 +399,6 @@ def _commands(customer: str, marker: str, due: str) -> list[tuple[str, ...]]:
         ("ZMSCORE", due, "x"),
         ("MULTI",),
         ("EXEC",),
-        ("ZSCAN", due, "0"),
-        ("SCAN", "0"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from stream import privileges
 from stream.diagnosis import Finding, counted, lasting, listed, ok, size, warning, wrong
 from stream.diagnosis.facts import Cluster, Extent, Group, LogDir, OpenTransaction, Place, TopicFacts
 from stream.ports import Committed
@@ -166,23 +167,20 @@ def permissions(
     settings: Settings, topics: Sequence[TopicFacts], groups: Sequence[Group], unnamed: Sequence[str]
 ) -> Iterator[Finding]:
     """Operations that a worker needs and the user lacks; `unnamed` says what could not be asked."""
-    needed = {name: {"READ", "DESCRIBE"} for name in settings.inputs}
-    needed |= {settings.topic("alerts"): {"WRITE", "DESCRIBE"}, settings.topic("dead_letters"): {"WRITE", "DESCRIBE"}}
-    needed |= {settings.topic("journal"): {"READ", "WRITE", "DESCRIBE"}}
-    needed |= {settings.topic("models"): {"READ", "WRITE", "DESCRIBE"}}
+    needed = {(grant.kind, grant.name): {*grant.operations, "DESCRIBE"} for grant in privileges.worker(settings)}
     fine, untold = True, list(unnamed)
     for topic in topics:
-        if topic.name not in needed:
+        if ("topic", topic.name) not in needed:
             continue
         if topic.allowed is None:
             untold.append(f"topic {topic.name}")
-        elif lacking := sorted(needed[topic.name] - topic.allowed):
+        elif lacking := sorted(needed["topic", topic.name] - topic.allowed):
             fine = False
             yield wrong(f"this user lacks {listed(lacking)} on topic {topic.name}", "grant it (kafka-acls.sh --add)")
     for group in groups:
         if group.allowed is None:
             untold.append(f"group {group.name}")
-        elif lacking := sorted({"READ", "DESCRIBE"} - group.allowed):
+        elif lacking := sorted(needed["group", group.name] - group.allowed):
             fine = False
             yield wrong(f"this user lacks {listed(lacking)} on group {group.name}", "grant it (kafka-acls.sh --add)")
     note = f"; cannot be asked without writing: {listed(untold)}" if untold else ""

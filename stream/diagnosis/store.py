@@ -70,7 +70,7 @@ def rights(found: Rights) -> Iterator[Finding]:
     if found.denied:
         yield wrong(
             f"user {found.user!r} may not: {listed(found.denied)}",
-            "grant the commands and the keys (ACL SETUSER), see docs/runbook.md",
+            "grant the commands and the keys (ACL SETUSER), see docs/security.md",
         )
     elif found.unasked:
         yield warning(f"user {found.user!r}: {found.unasked}", "look at ACL LIST as an administrator")

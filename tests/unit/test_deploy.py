@@ -283,7 +283,8 @@ def test_the_example_settings_show_every_setting_with_its_default() -> None:
     shown = tomllib.loads(re.sub(r"^#(?=[a-z_]+ = )", "", EXAMPLE.read_text("utf-8"), flags=re.M))
     changed = {key for table in tomllib.loads(EXAMPLE.read_text("utf-8")).values() for key in table}
     defaults = Settings()
-    parse(shown)
+    spoken = {"kafka": {"security_protocol": "SSL"}, "redis": {"url": "rediss://redis:6379/0"}}
+    parse({name: table | spoken.get(name, {}) for name, table in shown.items()})  # files of TLS are shown, and no TLS
     for section in Settings.model_fields:
         keys = type(getattr(defaults, section)).model_fields
         assert list(shown[section]) == [key for key in keys if key != "sasl_password"]

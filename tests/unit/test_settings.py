@@ -271,3 +271,17 @@ def test_the_configuration_text_is_json_that_begins_the_same_settings_again() ->
     text = orjson.loads(settings.config_text)
     again = parse({name: text[name] for name in ("application", "alerts", "customers", "models", "journal")})
     assert (again.config_text, len(settings.config_hash)) == (settings.config_text, 12)
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"kafka": {"ssl_cafile": "ca.pem"}}, "kafka.ssl_cafile is set and TLS is not spoken"),
+        ({"redis": {"ssl_cafile": "ca.pem"}}, "redis.ssl_cafile is set and TLS is not spoken: set redis.url = rediss"),
+        ({"redis": {"url": "rediss://r", "ssl_keyfile": "key"}}, "redis.ssl_keyfile is set without redis.ssl_certfile"),
+    ],
+)
+def test_files_of_tls_that_would_not_be_used_are_refused(tables: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(tables)
+    assert told in str(caught.value)

@@ -1,5 +1,6 @@
 """What all Kafka clients of ours share: connection settings, and the client's errors mapped to ours."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from kafka import errors as kafka_errors
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
+from stream.backends import tls
 from stream.errors import BrokerUnavailable, DriftlineError, Misconfigured
 from stream.settings import Kafka
 
@@ -26,6 +29,77 @@ NEEDED = {
     kafka_errors.TransactionalIdAuthorizationFailedError: "DESCRIBE and WRITE on the transactional ids that begin with "
     "the application's name",
 }
+"""What a worker's user needs; docs/security.md says it of each command."""
+HEARD_WITHIN_S = 15.0
+TLS_ALERT = 0x1503
+"""What an answer in TLS begins with, where the client reads a length."""
+
+
+class _Refusals(logging.Filter):
+    """Hears why connections fail: the client tells its log, and its caller only that they have not come about in time.
+
+    The one heard last holds, unless it says nothing and one before it did: a broker that turns a user away closes
+    the connection too, and the client may see that first.
+    """
+
+    heard: tuple[float, str, str] = (0.0, "", "")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        errors = [one for one in arguments if isinstance(one, Exception)]
+        if errors:
+            said, remedy = str(errors[0]), _refused(errors[0])
+            if remedy or not self.why()[1]:
+                self.heard = time.monotonic(), said, remedy
+        return True
+
+    def why(self) -> tuple[str, str]:
+        """What was said within the last seconds, and what to do about it; empty where that is not known."""
+        at, said, remedy = self.heard
+        return (said, remedy) if time.monotonic() - at < HEARD_WITHIN_S else ("", "")
+
+
+def _refused(error: Exception) -> str:
+    said = str(error)
+    if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
+        return "check kafka.sasl_username and kafka.sasl_password"
+    if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
+        return "set kafka.sasl_mechanism to one that the brokers have enabled (sasl.enabled.mechanisms)"
+    length = said.rpartition("Invalid frame length: ")[2]
+    if length.isdecimal() and int(length) >> 16 == TLS_ALERT:
+        return "TLS is spoken there: set kafka.security_protocol to SSL or SASL_SSL"
+    plain = "name the port that does, or set kafka.security_protocol to PLAINTEXT or SASL_PLAINTEXT"
+    return tls.remedy(said, "kafka", "kafka.bootstrap_servers (and the broker's advertised.listeners)", plain)
+
+
+def _hear_last_words(transport: Any) -> None:
+    """Take in what arrives together with the end of a connection.
+
+    kafka-python 3.0.12 throws it away, and a broker that refuses a password says so and closes. Read again, the socket
+    is at its end.
+    """
+    receive = transport._sock_recv
+
+    def heard(self: Any) -> tuple[bytes, Exception | None]:
+        data, error = receive(self)
+        return data, None if data else error
+
+    transport._sock_recv = heard
+
+
+_refusals = _Refusals()
+logging.getLogger("kafka.net.connection").addFilter(_refusals)
+for _transport in (KafkaTCPTransport, KafkaSSLTransport):
+    _hear_last_words(_transport)
+
+
+def unavailable(found: str) -> str:
+    """A sentence on a Kafka that does not answer: what was found, why as far as the client has said, what to do."""
+    said, remedy = _refusals.why()
+    if remedy:
+        return f"{found}: {said}; {remedy}"
+    fits = ", and does kafka.security_protocol fit that port" if "socket disconnected" in said else ""
+    return f"{found}; is Kafka running, and is kafka.bootstrap_servers right{fits}?"
 
 
 def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
@@ -42,7 +116,7 @@ def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
         "bootstrap_timeout_ms": REQUEST_TIMEOUT_MS,
         "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
         "security_protocol": settings.security_protocol,
-        "ssl_cafile": settings.ssl_cafile,
+        "ssl_context": tls.context(settings, "kafka") if settings.security_protocol.endswith("SSL") else None,
         "sasl_mechanism": settings.sasl_mechanism,
         "sasl_plain_username": settings.sasl_username,
         "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
@@ -55,7 +129,10 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, kafka_errors.AuthorizationError):
         needed = next((needed for kind, needed in NEEDED.items() if isinstance(error, kind)), "the permission")
-        return Misconfigured(f"{doing}: {said}; grant this user {needed}, or set kafka.sasl_username to one who has it")
+        return Misconfigured(
+            f"{doing}: {said}; grant this user {needed} (docs/security.md has the whole list), or set "
+            "kafka.sasl_username to one who has it"
+        )
     if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
         return Misconfigured(f"{doing}: {said}; check kafka.sasl_username and kafka.sasl_password")
     if isinstance(error, kafka_errors.FencedInstanceIdError):
@@ -74,7 +151,7 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
         return Misconfigured(f"{doing}: {said}; create the topic (`driftline topics create`)")
     if isinstance(error, kafka_errors.KafkaConfigurationError):
         return Misconfigured(f"{doing}: {said}")
-    return BrokerUnavailable(f"{doing}: {said}; is Kafka running, and is kafka.bootstrap_servers right?")
+    return BrokerUnavailable(unavailable(f"{doing}: {said}"))
 
 
 def unpark(consumer: Any) -> None:

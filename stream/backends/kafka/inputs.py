@@ -16,7 +16,7 @@ from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import consuming
 from stream.backends.kafka.batches import take_whole_batches
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping, unpark
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, connection, fenced, is_fenced, mapping, unavailable, unpark
 from stream.errors import BrokerUnavailable, Misconfigured, TransactionOpen
 from stream.ports import UNSTAMPED, Committed, Polled, Token
 from stream.settings import Settings
@@ -259,11 +259,8 @@ class KafkaInputs:
         """Say once that a broker that only keeps silent is the cause: a poll of it looks like a shop without events."""
         unanswered = self._stable and self._silent_s() > self._settings.kafka.session_timeout_s
         if unanswered and not self._unanswered:
-            log.warning(
-                "Kafka has answered no heartbeat for %.0f s: no task is worked on until it does; is it running, and is "
-                "kafka.bootstrap_servers right?",
-                self._silent_s(),
-            )
+            found = f"Kafka has answered no heartbeat for {self._silent_s():.0f} s: no task is worked on until it does"
+            log.warning("%s", unavailable(found))
         self._unanswered = unanswered
 
     def _watch_for_lockup(self, token: Token | None) -> None:
@@ -282,7 +279,8 @@ class KafkaInputs:
         missing = [topic for topic, count in counts.items() if count == 0]
         if missing:
             raise Misconfigured(
-                f"the input topic {' and '.join(missing)} does not exist; create it, or run `driftline topics create`"
+                f"the input topic {' and '.join(missing)} does not exist: create it, or run `driftline topics create`. "
+                "If it does, grant this user READ on it"
             )
         if len(set(counts.values())) != 1:
             raise Misconfigured(

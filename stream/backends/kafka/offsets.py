@@ -48,7 +48,10 @@ def spans(settings: Settings, topics: Iterable[str]) -> dict[Place, Span]:
         places = []
         for topic in topics:
             if topic not in present:
-                raise Misconfigured(f"the topic {topic} does not exist; run `driftline topics create`")
+                raise Misconfigured(
+                    f"the topic {topic} does not exist: run `driftline topics create`. If it does, grant this user "
+                    "READ on it"
+                )
             places += [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
         begins = consumer.beginning_offsets(places, timeout_ms=REQUEST_TIMEOUT_MS)
         ends = consumer.end_offsets(places, timeout_ms=REQUEST_TIMEOUT_MS)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
+WAKE_S = 0.5
+"""kafka-python 3.0.12's sender sleeps on where a partition was refused: woken, it tells who waits for the commit."""
 STALE = (
     kafka_errors.CommitFailedError,
     kafka_errors.IllegalGenerationError,
@@ -73,7 +76,10 @@ class KafkaOutputs:
             target=self._transact, args=(producer, records, offsets, token, answer), name="transaction", daemon=True
         )
         thread.start()
-        thread.join(self._settings.kafka.commit_timeout_s)
+        until = time.monotonic() + self._settings.kafka.commit_timeout_s
+        while thread.is_alive() and time.monotonic() < until:
+            thread.join(min(WAKE_S, until - time.monotonic()))
+            producer._sender.wakeup()
         if not answer:
             self._discard()
             raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
@@ -115,7 +121,9 @@ class KafkaOutputs:
             producer.commit_transaction()
             answer.append([future.get(timeout=0).offset for future in futures])
         except Exception as error:
-            answer.append(error)
+            refused = producer._transaction_manager.last_error
+            # Where the refusal came before the next call, the client wraps its text into an error without a kind.
+            answer.append(refused if refused is not None and type(error) is kafka_errors.KafkaError else error)
 
     def _judge(self, producer: KafkaProducer, error: Exception, records: Sequence[Outgoing]) -> None:
         """Raise what the main loop should do about a failed transaction."""

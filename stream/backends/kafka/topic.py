@@ -52,7 +52,10 @@ class KafkaTopic:
             try:
                 self._partitions = consuming.partition_counts(self._consumer, [name])[name]
                 if not self._partitions:
-                    raise Misconfigured(f"the topic {name} does not exist; run `driftline topics create`")
+                    raise Misconfigured(
+                        f"the topic {name} does not exist: run `driftline topics create`. If it does, grant this user "
+                        "READ on it"
+                    )
                 places = [TopicPartition(name, partition) for partition in range(self._partitions)]
                 self._consumer.assign(places)
                 for place in places:
