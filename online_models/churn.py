@@ -61,6 +61,8 @@ PARTS = (*FEATURES, "pattern")
 
 # Places in the vector of numbers.
 LABELS, WEEKS, NOW, TRUSTED, BIAS, STEPS, FIRST_DAY, LEVEL = range(8)
+# Places among the progressive figures.
+WEIGHT, CHURNED, LOG_LOSS, BRIER, BASE_LOG_LOSS = range(5)
 
 
 @compiled
@@ -137,50 +139,6 @@ def _filter(weights: Vector, covariance: Matrix, z: Vector, surprise: float, cur
 def _learn_logit(weights: Vector, covariance: Matrix, z: Vector, offset: float, y: float, gain: Vector) -> None:
     p = _expit(_dot(weights, z) + offset)
     _filter(weights, covariance, z, y - p, max(p * (1.0 - p), LEAST_CURVATURE), gain)
-
-
-@compiled
-def _learn(
-    X: Matrix,
-    labels: Flags,
-    activity: Vector,
-    horizon: float,
-    numbers: Vector,
-    population: Vector,
-    parameters: Vector,
-    moments: Matrix,
-    rfm_moments: Matrix,
-    adagrad: Matrix,
-    plain: Vector,
-    plain_covariance: Matrix,
-    residual: Vector,
-    residual_covariance: Matrix,
-    rfm_weights: Vector,
-    rfm_covariance: Matrix,
-) -> None:
-    x, z, gain, kept = np.empty(WIDTH), np.empty(WIDTH + 1), np.empty(WIDTH + 1), np.empty(STILL)
-    few, few_z = np.empty(RFM_WIDTH), np.empty(RFM_WIDTH + 1)
-    for i in range(len(X)):
-        y = 1.0 if labels[i] else 0.0
-        still(X[i], population, x, kept)
-        moving(X[i], 0.0, population, kept, x)
-        _absorb(x, moments)
-        _standardise(x, moments, z)
-        p = mbg.silent(parameters, X[i, 0] - 1.0, max(X[i, 2] - X[i, 1], 0.0), X[i, 2], horizon)
-        base_logit = _logit(p)
-        offset = _silent_logit(p, activity[i]) - base_logit
-        wrong = _expit(_dot(adagrad[0], z) + offset) - y
-        for j in range(WIDTH + 1):
-            slope = wrong * z[j] + ADAGRAD_DECAY * adagrad[0, j]
-            adagrad[1, j] += slope * slope
-            adagrad[0, j] -= ADAGRAD_RATE * slope / math.sqrt(adagrad[1, j] + 1e-8)
-        _learn_logit(plain, plain_covariance, z, offset, y, gain)
-        _learn_logit(residual, residual_covariance, z, offset + base_logit, y, gain)
-        rfm(X[i], 0.0, few)
-        _absorb(few, rfm_moments)
-        _standardise(few, rfm_moments, few_z)
-        _learn_logit(rfm_weights, rfm_covariance, few_z, offset, y, gain)
-        numbers[LABELS] += 1.0
 
 
 @compiled
@@ -275,6 +233,96 @@ def _bounded(logit: float) -> float:
 
 
 @compiled
+def _log_loss(p: float, y: float) -> float:
+    return -math.log(min(max(p if y > 0.0 else 1.0 - p, 1e-12), 1.0))
+
+
+@compiled
+def _track(p: float, y: float, figures: Vector) -> None:
+    """The progressive figures after a label that was given probability `p`."""
+    rate = (figures[CHURNED] + 1.0) / (figures[WEIGHT] + 2.0)
+    for place, new in (
+        (CHURNED, y),
+        (WEIGHT, 1.0),
+        (LOG_LOSS, _log_loss(p, y)),
+        (BRIER, (p - y) ** 2),
+        (BASE_LOG_LOSS, _log_loss(rate, y)),
+    ):
+        figures[place] = DECAY * figures[place] + new
+
+
+@compiled
+def _learn(
+    X: Matrix,
+    labels: Flags,
+    activity: Vector,
+    horizon: float,
+    day: float,
+    figures: Vector,
+    numbers: Vector,
+    population: Vector,
+    parameters: Vector,
+    moments: Matrix,
+    rfm_moments: Matrix,
+    adagrad: Matrix,
+    plain: Vector,
+    plain_covariance: Matrix,
+    residual: Vector,
+    residual_covariance: Matrix,
+    rfm_weights: Vector,
+    rfm_covariance: Matrix,
+    week_moments: Matrix,
+    week_weights: Vector,
+) -> None:
+    """Each label is predicted, for the figures, before it is learned."""
+    x, z, gain, kept = np.empty(WIDTH), np.empty(WIDTH + 1), np.empty(WIDTH + 1), np.empty(STILL)
+    few, few_z = np.empty(RFM_WIDTH), np.empty(RFM_WIDTH + 1)
+    judged, ahead = np.empty((1, 3)), np.zeros(1)
+    for i in range(len(X)):
+        y = 1.0 if labels[i] else 0.0
+        _judge(
+            X[i : i + 1],
+            ahead,
+            horizon,
+            numbers,
+            population,
+            parameters,
+            moments,
+            rfm_moments,
+            adagrad,
+            plain,
+            residual,
+            rfm_weights,
+            week_moments,
+            week_weights,
+            judged,
+        )
+        _track(_expit(judged[0, 0] + numbers[BIAS]), y, figures)
+        still(X[i], population, x, kept)
+        moving(X[i], 0.0, population, kept, x)
+        _absorb(x, moments)
+        _standardise(x, moments, z)
+        p = mbg.silent(parameters, X[i, 0] - 1.0, max(X[i, 2] - X[i, 1], 0.0), X[i, 2], horizon)
+        base_logit = _logit(p)
+        offset = _silent_logit(p, activity[i]) - base_logit
+        wrong = _expit(_dot(adagrad[0], z) + offset) - y
+        for j in range(WIDTH + 1):
+            slope = wrong * z[j] + ADAGRAD_DECAY * adagrad[0, j]
+            adagrad[1, j] += slope * slope
+            adagrad[0, j] -= ADAGRAD_RATE * slope / math.sqrt(adagrad[1, j] + 1e-8)
+        _learn_logit(plain, plain_covariance, z, offset, y, gain)
+        _learn_logit(residual, residual_covariance, z, offset + base_logit, y, gain)
+        rfm(X[i], 0.0, few)
+        _absorb(few, rfm_moments)
+        _standardise(few, rfm_moments, few_z)
+        _learn_logit(rfm_weights, rfm_covariance, few_z, offset, y, gain)
+        numbers[LABELS] += 1.0
+        numbers[TRUSTED] = numbers[LABELS] / (numbers[LABELS] + TRUST)
+        if math.isnan(numbers[FIRST_DAY]):
+            numbers[FIRST_DAY] = day
+
+
+@compiled
 def _level(logits: Vector, wanted: float) -> float:
     """The bias under which the mean probability is the wanted one."""
     low, high = -6.0, 6.0
@@ -335,12 +383,12 @@ class ChurnRisk(ArrayModel, base.Classifier):
     """
 
     features = COLUMNS
-    schema = 2
+    schema = 3
     _state = (
         *("_numbers", "_population", "_pattern", "_moments", "_rfm_moments", "_week_moments", "_adagrad"),
         *("_plain", "_plain_covariance", "_residual", "_residual_covariance", "_rfm", "_rfm_covariance"),
         *("_week", "_week_covariance", "_hashes", "_sample", "_seen", "_waiting", "_expected", "_activity"),
-        *("_day", "_quiet", "_classes", "_weight", "_churned", "_log_loss", "_brier", "_base_log_loss"),
+        *("_day", "_quiet", "_classes", "_figures"),
     )
 
     def __init__(self, horizon_days: float = 28.0, min_labels: int = 50, seed: int = 42) -> None:
@@ -360,7 +408,7 @@ class ChurnRisk(ArrayModel, base.Classifier):
         self._day = 0
         self._quiet = 0
         self._classes = np.zeros(2, np.int64)  # stayed, churned
-        self._weight = self._churned = self._log_loss = self._brier = self._base_log_loss = 0.0
+        self._figures = np.zeros(5)
         self._start()
 
     def _allocate(self, _width: int) -> None:
@@ -405,14 +453,15 @@ class ChurnRisk(ArrayModel, base.Classifier):
 
         `base_log_loss` is that of the churn rate itself, `skill` the share of it that the model saves.
         """
-        weight = self._weight or 1.0
+        weight, churned, log_loss, brier, base_log_loss = self._figures.tolist()
+        weight = weight or 1.0
         return {
             "labels": self.n_labels,
-            "churned_share": self._churned / weight,
-            "log_loss": self._log_loss / weight,
-            "brier": self._brier / weight,
-            "base_log_loss": self._base_log_loss / weight,
-            "skill": 1 - self._log_loss / self._base_log_loss if self._base_log_loss else 0.0,
+            "churned_share": churned / weight,
+            "log_loss": log_loss / weight,
+            "brier": brier / weight,
+            "base_log_loss": base_log_loss / weight,
+            "skill": 1 - log_loss / base_log_loss if base_log_loss else 0.0,
             "activity": self.activity,
         }
 
@@ -435,15 +484,13 @@ class ChurnRisk(ArrayModel, base.Classifier):
         if days is not None:
             taken = np.asarray(days, np.float64)
             activity = np.array([self._busy(day, day + self.horizon_days) for day in taken.tolist()])
-        for i, churned in enumerate(labels.tolist()):
-            self._track(rows[i : i + 1], churned)
-            _learn(
-                *(rows[i : i + 1], labels[i : i + 1], activity[i : i + 1], self.horizon_days),
-                *(self._numbers, self._population, self._mbg_parameters(), self._moments, self._rfm_moments),
-                *(self._adagrad, self._plain, self._plain_covariance, self._residual, self._residual_covariance),
-                *(self._rfm, self._rfm_covariance),
-            )
-            self._trust()
+        self._classes += np.bincount(labels, minlength=2)
+        _learn(
+            *(rows, labels, activity, self.horizon_days, float(self._day), self._figures, self._numbers),
+            *(self._population, self._mbg_parameters(), self._moments, self._rfm_moments),
+            *(self._adagrad, self._plain, self._plain_covariance, self._residual, self._residual_covariance),
+            *(self._rfm, self._rfm_covariance, self._week_moments, self._week),
+        )
 
     def observe(self, X: npt.ArrayLike, keys: npt.ArrayLike, day: npt.ArrayLike) -> None:
         """See customers as they are on `day` (one for all, or one each): those with the smallest hashes of their keys
@@ -550,12 +597,6 @@ class ChurnRisk(ArrayModel, base.Classifier):
         bias = _level(judged[:, 0].copy(), (1.0 - half) * mean_pattern + half * mean_hazard)
         self._numbers[BIAS] = bias * 2.0 / (2.0 + (day - self._numbers[FIRST_DAY]) / self.horizon_days)
 
-    def _trust(self) -> None:
-        labels = self._numbers[LABELS]
-        self._numbers[TRUSTED] = labels / (labels + TRUST)
-        if np.isnan(self._numbers[FIRST_DAY]):
-            self._numbers[FIRST_DAY] = self._day
-
     def _busy(self, start: float, end: float) -> float:
         """Mean activity over the weeks of a window, counted back from its end."""
         last = len(self._activity) - 1 - self._day  # plus a day gives its place
@@ -563,16 +604,6 @@ class ChurnRisk(ArrayModel, base.Classifier):
         places = [math.floor(end) - 1 + last - WEEK * week for week in range(weeks)]
         known = [float(self._activity[place]) for place in places if 0 <= place < len(self._activity)]
         return min(max(sum(known) / len(known), 0.05), 5.0) if known else 1.0
-
-    def _track(self, row: Matrix, churned: bool) -> None:
-        p = float(self._probabilities(row, np.zeros(1))[0])
-        rate = (self._churned + 1) / (self._weight + 2)
-        self._log_loss = DECAY * self._log_loss + _log_loss(p, churned)
-        self._brier = DECAY * self._brier + (p - churned) ** 2
-        self._base_log_loss = DECAY * self._base_log_loss + _log_loss(rate, churned)
-        self._churned = DECAY * self._churned + churned
-        self._weight = DECAY * self._weight + 1
-        self._classes[int(churned)] += 1
 
     def predict_proba_one(self, x: Mapping[Any, Any], **_kwargs: Any) -> dict[base.typing.ClfTarget, float]:
         """Probability of churn under True, of staying under False."""
@@ -659,7 +690,3 @@ def _in_whole_days(rows: Matrix) -> Matrix:
     rows[:, 1] = np.ceil(np.maximum(rows[:, 1], 0.0))
     rows[:, 2] = np.maximum(np.ceil(rows[:, 2]), rows[:, 1])
     return rows
-
-
-def _log_loss(p: float, churned: bool) -> float:
-    return -math.log(min(max(p if churned else 1 - p, 1e-12), 1.0))

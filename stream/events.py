@@ -5,11 +5,11 @@ Jitsu send as well. Names of version 1 (`Viewed Product`, `orderId`) are accepte
 not name are left alone.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import orjson
@@ -92,6 +92,8 @@ KINDS: Mapping[str, Kind] = {
     "Order Refunded": Kind.REFUND,
 }
 """Segment's e-commerce names, versions 2 and 1. Any other name is `Kind.OTHER` and keeps its name."""
+
+WITH_MONEY = (Kind.ORDER, Kind.REFUND)
 
 
 class Event(NamedTuple):
@@ -195,7 +197,7 @@ def decode(record: Record, rules: EventRules) -> Event:
         properties = {}
     products = _products(properties)
     order_id, amount = None, None
-    if kind is Kind.ORDER or kind is Kind.REFUND:
+    if kind in WITH_MONEY:
         order_id = _identifier(properties, "order_id", "properties.") or _identifier(
             properties, "orderId", "properties."
         )
@@ -241,7 +243,7 @@ def fingerprint(text: str) -> int:
     >>> fingerprint("m-1") == fingerprint("m-1") != fingerprint("m-2")
     True
     """
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def _shown(value: object) -> str:
@@ -254,10 +256,12 @@ def _shown(value: object) -> str:
 
 def _identifier(body: Mapping[str, Any], name: str, path: str = "") -> str | None:
     value = body.get(name)
-    if type(value) is int:
-        value = str(value)
+    if type(value) is str and 0 < len(value) <= MAX_ID_CHARS and value.isprintable():
+        return value
     if value is None or value == "":
         return None
+    if type(value) is int:
+        value = str(value)
     if type(value) is not str:
         raise InvalidEvent("invalid_field", f"{path}{name} is {_shown(value)}; send a string")
     if len(value) > MAX_ID_CHARS or not value.isprintable():
@@ -281,6 +285,8 @@ def _customer(body: Mapping[str, Any]) -> tuple[str, bool]:
 
 def _kind(body: Mapping[str, Any]) -> tuple[Kind, str]:
     name = body.get("event")
+    if type(name) is str and (known := KINDS.get(name)) is not None:
+        return known, name
     if name is None or name == "":
         name = body.get("type") or body.get("action") or "unnamed"
     if type(name) is not str or len(name) > MAX_NAME_CHARS or not name.isprintable():

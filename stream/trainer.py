@@ -9,9 +9,12 @@ an alert in the version's own transaction.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from online_models.arrays import Hashes
 from stream.chunks import Chunks, chunked
 from stream.errors import OutcomeUnknown, TaskLost
 from stream.events import fingerprint, minor_digits
@@ -19,7 +22,7 @@ from stream.metrics import Metrics
 from stream.ports import Outgoing, Outputs, Token, Topic
 from stream.processing import journal
 from stream.processing.alerts import CONTENT_TYPE, SEGMENT_LINEAGE, Alert, Origin, alert_id, render
-from stream.processing.customer import DAY_MS
+from stream.processing.customer import DAY_MS, Rows
 from stream.processing.features import churn_columns, segment_features
 from stream.processing.segment_lineage import announce
 from stream.processing.segment_names import names
@@ -158,41 +161,35 @@ class Trainer:
         self._incarnation = max(self._incarnation, state.incarnation)
         if len(entry.features):
             models.anomaly.learn_many(entry.features.astype(np.float64), entry.uids)
-        rows, min_orders = entry.rows, self._settings.alerts.segment_min_orders
-        known = np.array([not customer.startswith("anon:") for customer in entry.customers], np.bool_)
-        index = np.flatnonzero(known & (rows["order_days"] >= min_orders))
-        if len(index):
-            now_ms = np.maximum(entry.state.stream_time_ms, rows["last_seen"][index])
-            hashes = np.array([fingerprint(entry.customers[i]) for i in index.tolist()], np.uint64)
-            models.segments.learn_many(segment_features(rows[index], now_ms), hashes)
+        buyers = _buyers(entry)
+        settled = buyers.rows["order_days"] >= self._settings.alerts.segment_min_orders
+        if settled.any():
+            features = segment_features(buyers.rows[settled], buyers.now_ms[settled])
+            models.segments.learn_many(features, buyers.hashes[settled])
+        self._learn_churn(entry, buyers)
         for customer in entry.forgotten:
             models.segments.forget(fingerprint(customer))
-        self._learn_churn(entry)
+            models.churn.forget(fingerprint(customer))
         for what, count in (
             ("events", len(entry.features)),
-            ("customers", len(index)),
+            ("customers", int(settled.sum())),
             ("labels", len(entry.label_churned)),
         ):
             self._learned[what] += count
             self._metrics.learned.labels(what).inc(count)
 
-    def _learn_churn(self, entry: journal.Entry) -> None:
+    def _learn_churn(self, entry: journal.Entry, buyers: "_Buyers") -> None:
         """Days that have gone by for all tasks, then labels, then the customers as they are."""
-        model, rows = self._learner.churn, entry.rows
+        model = self._learner.churn
         self._times[entry.task] = max(entry.state.stream_time_ms, self._times.get(entry.task, 0))
         latest = max(self._times.values())
         slowest = min(time_ms for time_ms in self._times.values() if time_ms >= latest - LAGGING_MS)
         model.turn(slowest // DAY_MS - 1)
         if len(entry.label_churned):
             model.learn_many(entry.label_features, entry.label_churned, entry.label_taken_ms / DAY_MS)
-        known = np.array([not customer.startswith("anon:") for customer in entry.customers], np.bool_)
-        index = np.flatnonzero(known & (rows["orders"] > 0))
-        if len(index):
-            now_ms = np.maximum(entry.state.stream_time_ms, rows["last_seen"][index])
-            hashes = np.array([fingerprint(entry.customers[i]) for i in index.tolist()], np.uint64)
-            model.observe(churn_columns(rows[index], now_ms, self._minor_per_major), hashes, now_ms / DAY_MS)
-        for customer in entry.forgotten:
-            model.forget(fingerprint(customer))
+        if len(buyers.rows):
+            columns = churn_columns(buyers.rows, buyers.now_ms, self._minor_per_major)
+            model.observe(columns, buyers.hashes, buyers.now_ms / DAY_MS)
 
     def _enough(self) -> bool:
         """A tenth more events than the version before, within the settings' bounds.
@@ -277,7 +274,7 @@ class Trainer:
         records = chunked(topic, 0, f"{KEY}{version.number:08d}".encode(), to_bytes(version, {"code": 1}), {})
         if alert is not None:
             records.append(Outgoing(settings.topic("alerts"), None, alert.key.encode(), alert.value, (CONTENT_TYPE,)))
-        self._versions.refresh()
+        self._versions.follow()
         oldest_ms = self._wall_ms() - round((settings.journal.retention_days + 1) * 86_400_000)
         for number, published_ms in sorted(self._versions.published_ms.items())[:-KEEP_VERSIONS]:
             # No journal record that is still kept can need it: a tombstone lets compaction drop it.
@@ -300,6 +297,22 @@ class Trainer:
 
     def _holds(self, task: int, offset: int) -> bool:
         return task < self._journal.partitions() and offset <= self._journal.end(task)
+
+
+class _Buyers(NamedTuple):
+    """The customers of an entry who are known by name and have ordered: rows, hashes of their ids, their own now."""
+
+    rows: Rows
+    hashes: Hashes
+    now_ms: NDArray[np.int64]
+
+
+def _buyers(entry: journal.Entry) -> _Buyers:
+    known = np.array([not customer.startswith("anon:") for customer in entry.customers], np.bool_)
+    index = np.flatnonzero(known & (entry.rows["orders"] > 0))
+    rows = entry.rows.take(index)
+    hashes = np.array([fingerprint(entry.customers[i]) for i in index.tolist()], np.uint64)
+    return _Buyers(rows, hashes, np.maximum(entry.state.stream_time_ms, rows["last_seen"]))
 
 
 def _ready(version: Version) -> dict[str, bool]:

@@ -30,6 +30,13 @@ class Versions:
 
     def refresh(self) -> Version | None:
         """Read what is new; returns the newest whole version, None while there is none."""
+        self.follow()
+        if self._latest is not None:  # kept until it is decoded: a read that fails half-way is tried again
+            self.newest, self._latest = from_bytes(self._latest), None
+        return self.newest
+
+    def follow(self) -> None:
+        """Read what is new, and decode none of it."""
         while records := self._topic.read(0, self._position, 100):
             self._position = records[-1].offset + 1
             for record in records:
@@ -44,9 +51,6 @@ class Versions:
                 self.chunks.setdefault(number, []).append(record.key or b"")
                 self.published_ms[number] = record.timestamp_ms
                 self._latest = _joined(self._parts, number, record) or self._latest
-        if self._latest is not None:  # kept until it is decoded: a read that fails half-way is tried again
-            self.newest, self._latest = from_bytes(self._latest), None
-        return self.newest
 
     def read(self, numbers: Sequence[int]) -> dict[int, Version]:
         """Versions by number, for running old ticks again; those that are gone are left out."""

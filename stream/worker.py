@@ -42,6 +42,8 @@ RETRY_S = 0.5
 LARGEST_LETTER_BYTES = 1_800_000
 RECOVERY_TURN_S = 5.0
 CHECK_STORE_S = 5.0
+STEP_EVENTS = 200
+"""For so many events of a turn the trainer takes one more step: full ticks do not outrun it, small ones do not wait."""
 TRAIN_RETRY_S = 2.0
 
 
@@ -172,7 +174,7 @@ class Worker:
             self._report.spent("load")
             if prepared and self._commit(prepared):
                 self._report.turned(self._clock.monotonic() - polled_at)
-            busy = self._train() or busy
+            busy = self._train(sum(len(one.result.entry.features) for one in prepared)) or busy
             self._report.spent("train")
         except Retriable as error:
             # The outside does not answer: all is recovered, polling meanwhile, so that the membership is kept.
@@ -259,16 +261,18 @@ class Worker:
 
     # 2. and 3. Read, run
 
-    def _train(self) -> bool:
-        """Step the trainer; where it cannot go on, ticks do."""
+    def _train(self, events: int) -> bool:
+        """Step the trainer, after a turn of so many events; where it cannot go on, ticks do."""
         if self.turned_at < self._train_at:
             return False
+        steps = 0
         try:
-            return self._trainer.step()
+            while steps <= events // STEP_EVENTS and self._trainer.step():
+                steps += 1
         except Retriable as error:
             self._train_at = self._clock.monotonic() + TRAIN_RETRY_S
             log.warning("the trainer waits: %s", error)
-            return False
+        return steps > 0
 
     def _adopt(self) -> None:
         """Change to the newest model version, between ticks; keep the text behind our configuration hash beside it."""

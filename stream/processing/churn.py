@@ -70,7 +70,7 @@ def decide(looking: Looking, wave: Wave, customers: int, held: Hold) -> tuple[li
     index = np.flatnonzero(~looking.anonymous & (rows["orders"] > 0) & (active | (looking.now_ms >= rows["churn_due"])))
     if not model.ready or not len(index):
         return [], wave
-    columns = churn_columns(rows[index], looking.now_ms[index], looking.rules.minor_per_major)
+    columns = churn_columns(rows.take(index), looking.now_ms[index], looking.rules.minor_per_major)
     risk = model.predict_proba_many(columns)
     former = rows["churn"][index]
     ordered = rows["orders"][index] > looking.before["orders"][index]

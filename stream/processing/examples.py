@@ -51,11 +51,11 @@ def mature(
     bought = (rows["orders"] > before["orders"]) & (before["orders"] > 0)
     waits = eligible & (taken > 0) & (rows["example_bought"] == 0)
     caught = np.flatnonzero(waits & bought & (last > taken) & (last <= taken + horizon_ms))
-    rows["example"][caught] = churn_columns(before[caught], taken[caught], minor_per_major)
+    rows["example"][caught] = churn_columns(before.take(caught), taken[caught], minor_per_major)
     rows["example_bought"][caught] = 1
     ripe = np.flatnonzero(eligible & (taken > 0) & (now_ms >= taken + horizon_ms))
     stayed = rows["example_bought"][ripe] != 0
-    columns = churn_columns(before[ripe], taken[ripe], minor_per_major).astype(np.float32)
+    columns = churn_columns(before.take(ripe), taken[ripe], minor_per_major).astype(np.float32)
     columns[stayed] = rows["example"][ripe[stayed]]
     rows["example_bought"][ripe] = 0
     fresh = np.flatnonzero(eligible & (taken == 0))

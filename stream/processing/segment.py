@@ -33,7 +33,7 @@ def decide(looking: Looking, held: Hold) -> list[Alert]:
         return []
     index = np.flatnonzero(eligible)
     now_ms, ids = looking.now_ms[index], model.ids
-    features = segment_features(rows[index], now_ms)
+    features = segment_features(rows.take(index), now_ms)
     distances = model.distances_many(features)
     named = ids[distances.argmin(axis=1)]
     present = rows["segment"][index]
@@ -49,7 +49,7 @@ def decide(looking: Looking, held: Hold) -> list[Alert]:
     by_model = np.where(new, _said_before(looking, index, named), by_model)
     rows["candidate"][index] = np.where(stays, NO_SEGMENT, _written(named, by_model))
     rows["candidate_since"][index[new]] = now_ms[new]
-    own = np.minimum(settings.segment_dwell_gaps * usual_gap_days(rows[index]), LONGEST_DWELL_DAYS)
+    own = np.minimum(settings.segment_dwell_gaps * usual_gap_days(rows.take(index)), LONGEST_DWELL_DAYS)
     dwell = np.maximum(np.where(by_model, MODEL_DWELL_DAYS, own), settings.segment_dwell_days)
     dwelt = now_ms - rows["candidate_since"][index] >= dwell * DAY_MS
     margins = _nearer(distances, np.searchsorted(ids, present), np.searchsorted(ids, named))

@@ -28,6 +28,7 @@ from stream.settings import Settings, parse
 from stream.trainer import Trainer
 from stream.versions import Versions
 from stream.worker import Ports, Worker
+from tests.builders import shop
 
 NOW_MS = 1_790_000_000_000
 DAY_MS = 86_400_000
@@ -246,6 +247,24 @@ def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning()
     trainer = site.trainer()
     assert trainer.step()
     assert trainer._done == {0: 1}
+
+
+def test_a_trainer_keeps_up_with_full_ticks_however_many_steps_its_versions_take() -> None:
+    site = Site(first_customers=50, publish_max_events=2_500)
+    worker = site.start(site.settings.model_copy(update={"tick": parse({"tick": {"max_span_hours": 168}}).tick}))
+    for records in shop(customers=300, days=200).values():
+        for one in records:
+            site.cluster.produce(Outgoing(one.topic, 0, one.key, one.value, one.headers), one.timestamp_ms)
+    behind = []
+    for _ in range(2_000):
+        worker.turn()
+        done = sum(offset for offset, *_ in site.cluster.committed.values())
+        behind.append(done - worker._trainer._learned["events"])
+        if done == sum(len(site.cluster.topic(topic)[0].read(0, 10**6)) for topic in site.settings.inputs):
+            break
+    assert worker.version.segments.ready
+    assert max(behind) < 4_000, behind
+    assert len(behind) > 10
 
 
 @pytest.mark.parametrize(("factor", "sooner"), [(1.0, False), (4.0, True)])

@@ -18,6 +18,8 @@ from stream.settings import Settings
 FILL_MS = 20
 FILL_ATTEMPTS = 500
 BUFFERED_BYTES = 8_000_000
+FETCHED_BYTES = 4_000_000
+"""At most of one partition at a time: several ticks of the journal, or whoever reads it falls behind its writer."""
 RESTS_AFTER_S = 5.0
 """Of a partition that nobody has read for this long nothing more is fetched."""
 
@@ -43,6 +45,7 @@ class KafkaTopic:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 max_poll_records=100,
+                max_partition_fetch_bytes=FETCHED_BYTES,
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
             )
             take_whole_batches(self._consumer)
