@@ -52,7 +52,9 @@ def _redis_url(url: SecretStr) -> SecretStr:
     try:
         parts = urlsplit(url.get_secret_value())
         usable = parts.scheme in ("redis", "rediss", "unix") and "@" not in parts.path + parts.query + parts.fragment
-        usable = usable and (parts.port is None or parts.port > 0)
+        for place in parts.netloc.rpartition("@")[2].split(","):
+            port = urlsplit(f"//{place}").port
+            usable = usable and (port is None or port > 0)
     except ValueError:
         usable = False
     if not usable:
@@ -125,6 +127,12 @@ class Redis(Section):
     url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="redis://, rediss:// or unix://; a password in it is masked"
     )
+    kind: Literal["server", "sentinel", "cluster"] = Field(
+        "server",
+        description="what url leads to: one server, sentinels (who know the primary), or nodes of a cluster; of the "
+        "last two it may name several, HOST:PORT,HOST:PORT",
+    )
+    primary: str = Field("mymaster", description="the name that the sentinels have for the primary")
     ssl_cafile: str | None = Field(
         None, description="file of the authority that signed the server's certificate; by default the system's"
     )
@@ -361,6 +369,13 @@ def _contradictions(settings: Settings) -> list[str]:
             faults.append(f"{section}.{named[0]} is set and TLS is not spoken: set {section}.{how}")
         if files.ssl_keyfile and not files.ssl_certfile:
             faults.append(f"{section}.ssl_keyfile is set without {section}.ssl_certfile")
+    address = urlsplit(settings.redis.url.get_secret_value())
+    if settings.redis.kind == "server" and "," in address.netloc:
+        faults.append("redis.url names several servers: set redis.kind to sentinel or cluster, or name one")
+    if settings.redis.kind != "server" and address.scheme == "unix":
+        faults.append(f"redis.kind is {settings.redis.kind} and redis.url a path: write redis://HOST:PORT")
+    if settings.redis.kind == "cluster" and address.path not in ("", "/", "/0"):
+        faults.append(f"redis.url names database {address.path[1:]}; a cluster has only 0")
     if settings.application.instance in RESERVED:
         faults.append(f"application.instance is {settings.application.instance}, which a part of Driftline goes by")
     if settings.topics.clickstream == settings.topics.purchases:

@@ -20,7 +20,10 @@ import orjson
 import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.connection import parse_url
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from stream.aliases import called
 from stream.backends import tls
@@ -35,6 +38,7 @@ from stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
+NODE_PORT, SENTINEL_PORT = 6379, 26379
 ANSWER_S = 5.0
 CHUNK_CUSTOMERS = 300
 """Customers a script call: 500 block the server for a millisecond."""
@@ -47,6 +51,9 @@ REMEDIES: dict[type[exceptions.RedisError], str] = {
     exceptions.BusyLoadingError: "it reads its data after a start, and answers when that is done",
     exceptions.TimeoutError: "it is down or slow; redis.timeout_s is how long a call waits",
 }
+
+FAULTS = (exceptions.RedisError, exceptions.RedisClusterException)
+"""What the library raises; the second is no kind of the first."""
 
 APPLY = """
 -- KEYS: marker, due index, customers written, customers forgotten
@@ -85,6 +92,40 @@ A failover between two chunks may take the first one away: a chunk is refused un
 """
 
 
+def connected(settings: RedisSettings) -> Any:
+    """A client of what `redis.url` leads to: the server, the primary that sentinels name, or the cluster.
+
+    The library types every answer as a union of all it could be; ours are bytes. User, password and TLS are those of
+    the server or the nodes; sentinels are asked without user and password.
+
+    Raises:
+        Misconfigured: the URL cannot be read.
+    """
+    url = settings.url.get_secret_value()
+    more: dict[str, Any] = {
+        "socket_timeout": settings.timeout_s,
+        "socket_connect_timeout": settings.timeout_s,
+        **(_tls(settings) if url.startswith("rediss:") else {}),
+    }
+    try:
+        if settings.kind == "server":
+            return redis.Redis.from_url(url, **more)
+        parts = urlsplit(url)
+        login, _, places = parts.netloc.rpartition("@")
+        servers = [urlsplit(f"//{place}") for place in places.split(",")]
+        found = parse_url(parts._replace(netloc=f"{login}@{servers[0].netloc}").geturl())  # type: ignore[no-untyped-call]
+    except ValueError:
+        # The library's own text may hold a part of the password.
+        raise Misconfigured("redis.url cannot be read; write it as redis://USER:PASSWORD@HOST:PORT/DB") from None
+    more["ssl"] = url.startswith("rediss:")
+    login_and_db = {name: found[name] for name in ("username", "password", "db") if name in found}
+    if settings.kind == "cluster":
+        nodes = [ClusterNode(server.hostname or "", server.port or NODE_PORT) for server in servers]  # type: ignore[no-untyped-call]
+        return redis.RedisCluster(startup_nodes=nodes, **login_and_db, **more)
+    sentinels = [(server.hostname or "", server.port or SENTINEL_PORT) for server in servers]
+    return Sentinel(sentinels, sentinel_kwargs=more).master_for(settings.primary, **login_and_db, **more)  # type: ignore[no-untyped-call]
+
+
 class RedisStore:
     """One application's customers."""
 
@@ -94,31 +135,25 @@ class RedisStore:
         self._naming = settings.log.customers
         self._rule = redis_rule(settings, (*REDIS_WORKER, *REDIS_ASIDE))
         self._user = urlsplit(settings.redis.url.get_secret_value()).username
-        timeout_s = settings.redis.timeout_s
-        more: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-        if settings.redis.url.get_secret_value().startswith("rediss:"):
-            more |= _tls(settings.redis)
-        try:
-            # The library types every answer as a union of all it could be; ours are bytes.
-            self._redis: Any = redis.Redis.from_url(settings.redis.url.get_secret_value(), **more)
-        except ValueError:
-            # The library's own text may hold a part of the password.
-            raise Misconfigured("redis.url cannot be read; write it as redis://USER:PASSWORD@HOST:PORT/DB") from None
+        self._clustered = settings.redis.kind == "cluster"
+        with self._mapping():
+            self._redis = connected(settings.redis)
         self._apply = self._redis.register_script(APPLY)
 
     def check(self) -> None:
         """Raise what is wrong with the server, if anything."""
         with self._mapping():
-            try:
-                policy = self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
-            except exceptions.ResponseError as error:  # managed services switch CONFIG off
-                log.warning("Redis does not say its maxmemory-policy, make sure that it is noeviction: %s", error)
-                return
-        if policy != "noeviction":
-            raise Misconfigured(
-                f"Redis at {self._url} has maxmemory-policy {policy}: it would forget customers at random. "
-                "Set it to noeviction"
-            )
+            for server in self._servers():
+                try:
+                    policy = server.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+                except exceptions.ResponseError as error:  # managed services switch CONFIG off
+                    log.warning("Redis does not say its maxmemory-policy, make sure that it is noeviction: %s", error)
+                    return
+                if policy != "noeviction":
+                    raise Misconfigured(
+                        f"Redis at {self._url} has maxmemory-policy {policy}: it would forget customers at random. "
+                        "Set it to noeviction"
+                    )
 
     def load(self, task: int, customers: Sequence[str]) -> tuple[Marker | None, Mapping[str, bytes]]:
         with self._mapping():
@@ -126,7 +161,8 @@ class RedisStore:
             pipeline.hget(self._key(task, "m"), "body")
             if customers:
                 prefix = self._key(task, "c:")
-                pipeline.mget([prefix + customer for customer in customers])
+                # Not `mget`: that of a cluster's pipeline refuses keys although they lie in one slot.
+                pipeline.execute_command("MGET", *[prefix + customer for customer in customers])
             body, *values = pipeline.execute()
         rows = dict(zip(customers, values[0], strict=True)) if values else {}
         self._miss(task, [customer for customer, data in rows.items() if data is None])
@@ -139,7 +175,7 @@ class RedisStore:
             return
         with self._mapping():
             pipeline = self._redis.pipeline(transaction=True)  # together: the owner may be writing the row
-            pipeline.mget([self._key(task, f"c:{customer}") for customer in absent])
+            pipeline.execute_command("MGET", *[self._key(task, f"c:{customer}") for customer in absent])
             pipeline.zmscore(self._key(task, "due"), list(absent))
             rows, dues = pipeline.execute()
         lost = sum(row is None and due is not None for row, due in zip(rows, dues, strict=True))
@@ -217,6 +253,12 @@ class RedisStore:
     def close(self) -> None:
         self._redis.close()
 
+    def _servers(self) -> list[Any]:
+        """The server, or each primary of the cluster."""
+        if not self._clustered:
+            return [self._redis]
+        return [self._redis.get_redis_connection(node) for node in self._redis.get_primaries()]
+
     def _key(self, task: int, rest: str) -> str:
         return f"{{{self._application}:p{task}}}:{rest}"
 
@@ -229,10 +271,10 @@ class RedisStore:
     def _mapping(self) -> Iterator[None]:
         try:
             yield
-        except exceptions.RedisError as error:
+        except FAULTS as error:
             raise self._mapped(error) from error
 
-    def _mapped(self, error: exceptions.RedisError) -> DriftlineError:
+    def _mapped(self, error: Exception) -> DriftlineError:
         said = f"Redis at {self._url}: {type(error).__name__}: {error}"
         if isinstance(error, exceptions.AuthenticationError):
             return Misconfigured(f"{said}; check user and password in redis.url")
@@ -243,7 +285,8 @@ class RedisStore:
             )
         if isinstance(error, exceptions.ReadOnlyError):
             # After a failover this connection may lead to the former primary: the next call looks the name up anew.
-            self._redis.connection_pool.disconnect()
+            for server in self._servers():
+                server.connection_pool.disconnect()
         plain = "write the port that does, or redis://, into redis.url"
         if handshake := tls.remedy(str(error), "redis", "redis.url", plain):
             return StoreUnavailable(f"{said}; {handshake}")
@@ -297,12 +340,12 @@ class RedisQuestions(RedisStore):
     def facts(self) -> RedisFacts:
         """The server's INFO, how long a ping takes (the best of three), and its clock less ours."""
         with self._asking("INFO"):
-            info = self._redis.info()
+            info = self._servers()[0].info()
         times = []
         with self._asking("TIME"):
             for _ in range(3):
                 began, wall = time.monotonic(), time.time()
-                seconds, micros = self._redis.time()
+                seconds, micros = self._servers()[0].time()
                 took = time.monotonic() - began
                 times.append((took, seconds + micros / 1e6 - wall - took / 2))
         return RedisFacts(info, *min(times))
@@ -310,7 +353,7 @@ class RedisQuestions(RedisStore):
     def setting(self, name: str) -> str | None:
         """One of the server's settings, None where it does not say (managed services switch CONFIG off)."""
         with suppress(exceptions.ResponseError), self._mapping_unavailable():
-            value = self._redis.config_get(name).get(name)
+            value = self._servers()[0].config_get(name).get(name)
             return None if value is None else str(value)
         return None
 
@@ -319,9 +362,9 @@ class RedisQuestions(RedisStore):
         key = self._key(0, "c:driftline-doctor")
         with self._mapping_unavailable():
             try:
-                user = str(_text(self._redis.acl_whoami()))
+                user = str(_text(self._servers()[0].acl_whoami()))
                 answers = {
-                    command[0]: self._redis.execute_command("ACL", "DRYRUN", user, *command)
+                    command[0]: self._servers()[0].execute_command("ACL", "DRYRUN", user, *command)
                     for command in _commands(key, self._key(0, "m"), self._key(0, "due"))
                 }
             except exceptions.ResponseError as error:
@@ -377,7 +420,7 @@ class RedisQuestions(RedisStore):
             raise self._mapped(error) from error
         except exceptions.ResponseError:
             raise
-        except exceptions.RedisError as error:
+        except FAULTS as error:
             raise self._mapped(error) from error
 
 

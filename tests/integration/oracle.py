@@ -23,6 +23,7 @@ import orjson
 import redis
 from kafka import KafkaConsumer, TopicPartition
 
+from stream.backends.redis import connected
 from stream.events import HISTORY_HEADER, EventRules, Record
 from stream.processing import clock, sections, tick
 from stream.processing.alerts import SEGMENT_LINEAGE
@@ -76,7 +77,7 @@ def look(settings: Settings, partitions: int) -> Seen:
     ticks = {task: ticks_in(journal, task) for task in tasks}
     with closing(asking(settings)) as consumer:
         offsets = committed(settings, partitions, consumer)
-    with redis.Redis.from_url(settings.redis.url.get_secret_value()) as client:
+    with connected(settings.redis) as client:
         stored = {task: _stored(client, f"{{{settings.application.name}:p{task}}}:") for task in tasks}
     return Seen(
         settings,

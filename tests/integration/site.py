@@ -22,6 +22,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import create_topics
+from stream.backends.redis import connected
 from stream.settings import Settings, load
 from tests.integration import oracle
 from tests.integration.oracle import Seen
@@ -142,7 +143,9 @@ class Running:
 class Site:
     """One application with topics, shop and workers of its own."""
 
-    def __init__(self, bootstrap: str, redis_url: str, directory: Path, replication: int = 1, name: str = "") -> None:
+    def __init__(
+        self, bootstrap: str, redis_url: str, directory: Path, replication: int = 1, name: str = "", **values: str
+    ) -> None:
         self.name = name or f"t{uuid4().hex[:8]}"
         self.bootstrap, self.directory = bootstrap, directory
         self.environment = {
@@ -157,6 +160,7 @@ class Site:
                     "TOPICS__CLICKSTREAM": f"{self.name}.clicks",
                     "TOPICS__PURCHASES": f"{self.name}.buys",
                 }
+                | values
             ).items()
         }
         self.redis_url = redis_url
@@ -235,7 +239,8 @@ class Site:
                     admin.remove_group_members(group, [member])
 
     def redis(self) -> "redis.Redis[bytes]":
-        return redis.Redis.from_url(self.redis_url)
+        client: redis.Redis[bytes] = connected(self.settings.redis)
+        return client
 
     def seq(self, task: int = 0) -> int:
         """The tick that Redis has come to."""

@@ -74,7 +74,7 @@ def settings_of(name: str, bootstrap: str = "127.0.0.1:1", url: str = "redis://1
                 "leave_on_stop": more.get("leave_on_stop", False),
             },
             "topics": {"clickstream": f"{name}.clicks", "purchases": f"{name}.buys"},
-            "redis": {"url": url, "timeout_s": more.get("timeout_s", 1.0)},
+            "redis": {"url": url, "timeout_s": more.get("timeout_s", 1.0), "kind": more.get("kind", "server")},
         }
     )
 

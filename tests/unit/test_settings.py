@@ -127,6 +127,9 @@ def test_a_misspelt_environment_variable_is_a_fault() -> None:
         ({"kafka": {"security_protocol": "SASL_SSL", "sasl_username": "u"}}, "kafka.security_protocol"),
         ({"topics": {"clickstream": "x", "purchases": "x"}}, "topics.purchases"),
         ({"application": {"instance": "rewind"}}, "application.instance"),
+        ({"redis": {"url": "redis://a:1,b:2"}}, "redis.kind"),
+        ({"redis": {"url": "unix:///redis.sock", "kind": "sentinel"}}, "redis.kind"),
+        ({"redis": {"url": "redis://a:1,b:2/3", "kind": "cluster"}}, "redis.url"),
         ({"models": {"publish_min_events": 9_000, "publish_max_events": 8_000}}, "models.publish_max_events"),
     ],
 )
@@ -198,10 +201,11 @@ def test_secrets_can_be_read_by_whoever_connects() -> None:
         (f"redis://:{SECRET}@h", "redis://h"),
         (f"redis://:p@{SECRET}@h/0", "redis://h/0"),
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        (f"redis://u:{SECRET}@a:1,b:2/0", "redis://a:1,b:2/0"),
     ],
 )
 def test_the_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert parse({"redis": {"url": url}}).shown_redis_url == shown
+    assert parse({"redis": {"url": url, "kind": "sentinel" if "," in url else "server"}}).shown_redis_url == shown
 
 
 def test_a_password_in_the_redis_url_s_query_is_not_shown() -> None:
