@@ -101,6 +101,8 @@ REDIS_WORKER = (
 """Commands of a worker, those within its script included; it does nothing without one of them."""
 REDIS_ASIDE = ("config|get", "select", "client|setinfo")
 """To refuse a Redis that evicts (without it a warning), for a database other than 0, and the client's name."""
+REDIS_CLUSTER = ("cluster|slots", "command")
+"""Of a cluster, besides: which node has which keys, and which of a command's words are keys."""
 REDIS_COMMANDS: Mapping[str, tuple[str, ...]] = {
     "customer": (*LOOKING, "scan"),
     "customers export": (*LOOKING, "scan", "zscan"),

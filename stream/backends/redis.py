@@ -30,7 +30,7 @@ from stream.backends import tls
 from stream.diagnosis.facts import RedisFacts, Rights
 from stream.errors import CannotTell, DriftlineError, Misconfigured, RowsLost, StoreUnavailable, TaskLost
 from stream.ports import Marker
-from stream.privileges import REDIS_ASIDE, REDIS_WORKER, redis_rule
+from stream.privileges import REDIS_ASIDE, REDIS_CLUSTER, REDIS_WORKER, redis_rule
 from stream.processing.customer import Rows, as_read, as_written
 from stream.processing.journal import TaskState, check_schema
 from stream.settings import Redis as RedisSettings
@@ -291,6 +291,8 @@ class RedisStore:
         if handshake := tls.remedy(str(error), "redis", "redis.url", plain):
             return StoreUnavailable(f"{said}; {handshake}")
         remedy = next((remedy for kind, remedy in REMEDIES.items() if isinstance(error, kind)), "")
+        if "Cluster mode is not enabled" in str(error):  # so says the client of a refusal too
+            remedy = "set redis.kind to server if it is none; else grant its user +" + " +".join(REDIS_CLUSTER)
         if "MISCONF" in str(error):
             remedy = "it cannot write its own file: make room on its disk"
         if "Timeout connecting" in str(error) and self._url.startswith("rediss:"):

@@ -9,6 +9,7 @@ import redis
 
 from stream.backends.redis import RedisStore, connected
 from stream.errors import StoreUnavailable
+from stream.privileges import REDIS_CLUSTER, REDIS_WORKER, redis_rule
 from stream.settings import Settings
 from tests.integration.site import Site, until
 from tests.servers import RedisServer
@@ -16,7 +17,7 @@ from tests.servers.server import free_port
 
 pytest.register_assert_rewrite("tests.conformance.backends")
 
-from tests.conformance.backends import StoreContract  # noqa: E402  its assertions are rewritten first
+from tests.conformance.backends import StoreContract, apply, marker  # noqa: E402  its assertions are rewritten first
 from tests.integration.test_real_backends import OnServers, settings_of  # noqa: E402
 
 pytestmark = pytest.mark.servers
@@ -109,6 +110,23 @@ def test_a_worker_on_a_cluster_rebuilds_what_a_killed_node_has_lost(nodes, kafka
         site.finish(worker)
     finally:
         site.close()
+
+
+def test_a_user_of_a_cluster_needs_to_ask_for_its_nodes_and_no_more_than_of_a_server(nodes):
+    settings = settings_of("t-narrow", url=url_of(nodes).replace("redis://", "redis://narrow:narrow@"), kind="cluster")
+    for allowed in (REDIS_WORKER, (*REDIS_WORKER, *REDIS_CLUSTER)):
+        for node in nodes:
+            with redis.Redis.from_url(node.url) as client:
+                rule = redis_rule(settings, allowed).split()
+                client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">narrow", *rule)
+        if allowed == REDIS_WORKER:
+            with pytest.raises(StoreUnavailable, match=r"grant its user \+cluster\|slots \+command"):
+                RedisStore(settings)
+    store = RedisStore(settings)
+    store.check()
+    apply(store, marker(1), {"c-1": 1})
+    assert list(store.load(0, ["c-1"])[1]) == ["c-1"]
+    store.close()
 
 
 class Sentinel(RedisServer):
