@@ -47,7 +47,7 @@ bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 
 bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets (.npz, or a folder of ADBench's files), CDNOW=the lifetimes wheel, CLICKS=REES46's log
 	@test -n "$(DATA)" || { echo "give DATA=PATH: an .npz, or adbench/datasets/Classical of a clone of github.com/Minqi824/ADBench"; exit 2; }
-	$(RUN) pip install --quiet --disable-pip-version-check --group bench
+	$(RUN) uv pip install --quiet --python $(VENV)/bin/python --group bench
 	$(RUN) benchmarks.models_anomaly speed
 	$(RUN) benchmarks.models_anomaly quality $(DATA)
 	$(RUN) benchmarks.models_anomaly calibration $(DATA)
