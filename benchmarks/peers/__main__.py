@@ -2,7 +2,8 @@
 
 Each run is a process of its own, one after the other; all its threads count, from its first event to its orderly end.
 In each round the job also runs without a broker, from memory: the machine's yardstick. Numbers are medians over the
-rounds and go to benchmarks/results/peers.json. `--recovery` measures restarts after a SIGKILL instead.
+rounds and go to benchmarks/results/. `--rate` sends the events while they are worked on, so many a second, and
+counts the second half; `--recovery` measures restarts after a SIGKILL instead.
 """
 
 import argparse
@@ -10,9 +11,11 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -25,7 +28,8 @@ from rich.table import Table
 from benchmarks.events import clicks
 from benchmarks.peers import recovery
 from benchmarks.peers.one import PEERS
-from benchmarks.peers.site import DAYS, ROOT, SOURCE, Site, raised, running
+from benchmarks.peers.site import DAYS, ROOT, SOURCE, Feeding, Site, raised, running
+from stream.events import Record
 
 RESULTS = Path(__file__).parents[1] / "results"
 EVERY = 50
@@ -39,14 +43,16 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000, help="events of the day (100,000)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
     parser.add_argument("--only", nargs="+", choices=tuple(PEERS), help="some rows of the table")
+    parser.add_argument("--rate", type=int, default=0, help="send so many events a second, and count the second half")
     parser.add_argument("--recovery", action="store_true", help="restarts after a SIGKILL instead of CPU time")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.CRITICAL)  # the client tells of each broker that ends with its round
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what was started is ended
     console = Console(stderr=True)
     if given.recovery:
         recovery.main(console, given.only or list(PEERS))
         return
-    jobs = given.only or ROWS
+    jobs = given.only or [name for name in ROWS if not given.rate or name != "driftline-churn"]
     day = clicks(given.events)
     wanted = raised(day, EVERY)
     runs: list[dict[str, Any]] = []
@@ -59,7 +65,7 @@ def main() -> None:
             runs += [_run(site, "memory", models, number, given.events) for models in yardsticks]
             for job in jobs:
                 for models in ("all",) if PEERS[job].own_models else ("all", "none"):
-                    run = _run(site, job, models, number, given.events)
+                    run = _run(site, job, models, number, given.events, day if given.rate else (), given.rate)
                     if models == "none":
                         _check(site, run, wanted)
                     runs.append(run)
@@ -69,15 +75,29 @@ def main() -> None:
     versions = {name: version(name) for name in VERSIONS}
     RESULTS.mkdir(exist_ok=True)
     result = {"machine": machine, "versions": versions, "events": given.events, "rows": table, "runs": runs}
-    (RESULTS / "peers.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / ("peers-live.json" if given.rate else "peers.json")).write_text(json.dumps(result, indent=2) + "\n")
     _print(table, machine)
 
 
-def _run(site: Site, job: str, models: str, number: int, events: int) -> dict[str, Any]:
+def _run(
+    site: Site, job: str, models: str, number: int, events: int, shop: Sequence[Record] = (), rate: int = 0
+) -> dict[str, Any]:
     name = f"{job}-{models}-{number}"
-    command = site.arguments(job, name, DAYS if job == "driftline-churn" else SOURCE)
-    command += ["--models", models, "--every", str(EVERY), "--events", str(events)]
+    source = site.topic(f"{name}.live") if rate else DAYS if job == "driftline-churn" else SOURCE
+    command = site.arguments(job, name, source)
+    command += [
+        "--models",
+        models,
+        "--every",
+        str(EVERY),
+        "--events",
+        str(events),
+        *(["--live", "--skip", str(events // 2)] if rate else []),
+    ]
+    feeding = Feeding(site, source, shop, rate) if rate else None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=900)
+    if feeding is not None:
+        feeding.stop()
     if done.returncode:
         sys.exit(f"{job} ended with {done.returncode}:\n{done.stderr.decode()[-3000:]}")
     spent = orjson.loads(done.stdout.splitlines()[-1])

@@ -135,24 +135,26 @@ class Spent(NamedTuple):
 
 
 class Meter:
-    """Stamps CPU and wall time at the first event and when the job has been wound up.
+    """Stamps CPU and wall time at the first event that counts and when the job has been wound up.
 
-    Nothing is left out as a warm-up: librdkafka fetches far ahead meanwhile, and a later stamp would find that done.
+    `skip` is for a live input, until the start has been caught up with. Where all events lie there beforehand there is
+    none: librdkafka fetches far ahead meanwhile, and a later stamp would find that done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skip: int = 0) -> None:
         self.events = 0
+        self.skip = skip
         self._began = (0.0, 0.0)
 
     def count(self) -> None:
         """An event begins; charged to every peer alike."""
-        if not self.events:
+        if self.events == self.skip:
             self._began = time.process_time(), time.monotonic()
         self.events += 1
 
     def spent(self) -> Spent:
         cpu, wall = self._began
-        return Spent(self.events, time.process_time() - cpu, time.monotonic() - wall)
+        return Spent(self.events - self.skip, time.process_time() - cpu, time.monotonic() - wall)
 
 
 class Place(NamedTuple):
@@ -165,8 +167,8 @@ class Place(NamedTuple):
     name: str
     directory: Path
     events: int
-    stay: bool = False
-    """Go on at the input's end, until killed: for the recoveries."""
+    live: bool = False
+    """The input is still being written: wait at its end. With `events` 0, until killed."""
     kill_at: int = 0
     """Die at this event, or at the end of its batch with the transaction open."""
     instance: int = 1

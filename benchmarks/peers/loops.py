@@ -68,7 +68,7 @@ def kafka_python(place: Place, job: Job, meter: Meter, transactional: bool) -> N
     producer = KafkaProducer(bootstrap_servers=place.bootstrap, linger_ms=20, **options)
     if transactional:
         producer.init_transactions()
-    while place.stay or meter.events < place.events:
+    while not place.events or meter.events < place.events:
         batch = [record for records in consumer.poll(timeout_ms=500).values() for record in records]
         if not batch:
             continue
@@ -101,7 +101,7 @@ def confluent(place: Place, job: Job, meter: Meter, transactional: bool) -> None
     producer = librdkafka.Producer({"bootstrap.servers": place.bootstrap, "linger.ms": 20, **options})
     if transactional:
         producer.init_transactions()
-    while place.stay or meter.events < place.events:
+    while not place.events or meter.events < place.events:
         batch = [message for message in consumer.consume(BATCH, 0.1) if message.error() is None]
         if not batch:
             continue

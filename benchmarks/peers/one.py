@@ -25,10 +25,10 @@ class Peer(NamedTuple):
 
 
 def _driftline(horizon_days: float = 28.0) -> Callable[[Place, Job, Meter], Spent]:
-    def run(place: Place, _job: Job, _meter: Meter) -> Spent:
+    def run(place: Place, _job: Job, meter: Meter) -> Spent:
         from benchmarks.peers import driftline
 
-        return driftline.run(place, horizon_days)
+        return driftline.run(place, meter.skip, horizon_days)
 
     return run
 
@@ -94,17 +94,18 @@ def main() -> None:
     parser.add_argument("--models", choices=tuple(YARDSTICKS), default="all")
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--events", type=int, required=True)
-    parser.add_argument("--stay", action="store_true")
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--live", action="store_true")
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--instance", type=int, default=1)
     for name in ("bootstrap", "redis", "source", "alerts", "name", "directory"):
         parser.add_argument(f"--{name}", default="")
     given = parser.parse_args()
-    job, meter = Job(YARDSTICKS[given.models](), given.every), Meter()
+    job, meter = Job(YARDSTICKS[given.models](), given.every), Meter(given.skip)
     directory = Path(given.directory or ".")
     place = Place(
         *(given.bootstrap, given.redis, given.source, given.alerts, given.name, directory),
-        *(given.events, given.stay, given.kill_at, given.instance),
+        *(given.events, given.live, given.kill_at, given.instance),
     )
     if given.job == "memory":
         from_memory(job, meter, [record.value or b"" for record in clicks(given.events)])

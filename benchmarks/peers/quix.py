@@ -28,7 +28,7 @@ def run(place: Place, job: Job, meter: Meter, exactly_once: bool, fixed_id: bool
             die()
         known, alert = job.step(state.get("customer"), body)
         state.set("customer", known)
-        if meter.events == place.events and not place.stay:
+        if meter.events == place.events:
             app.stop()
         return alert
 

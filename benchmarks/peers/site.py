@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +78,35 @@ class Site(NamedTuple):
             while consumer.position(place) < end:
                 found += [record.value for batch in consumer.poll(timeout_ms=200).values() for record in batch]
             return found
+
+
+class Feeding:
+    """A shop that sends so many events a second, in a thread of its own; `sent` of them are on their way."""
+
+    def __init__(self, site: Site, topic: str, shop: Sequence[Record], rate: int) -> None:
+        self.sent = 0
+        self._stop = False
+        self._arguments = (site.bootstrap, topic, shop, rate)
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """How many events there are in all."""
+        self._stop = True
+        self._thread.join()
+        return self.sent
+
+    def _feed(self) -> None:
+        bootstrap, topic, shop, rate = self._arguments
+        producer = KafkaProducer(bootstrap_servers=bootstrap, linger_ms=5)
+        began = time.monotonic()
+        while not self._stop and self.sent < len(shop):
+            due = min(len(shop), round((time.monotonic() - began) * rate))
+            for record in shop[self.sent : due]:
+                producer.send(topic, record.value, record.key)
+            self.sent = due
+            time.sleep(0.01)
+        producer.close()
 
 
 @contextmanager
