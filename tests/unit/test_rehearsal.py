@@ -44,7 +44,7 @@ def test_nothing_is_compiled_after_a_rehearsal(tmp_path: Path) -> None:
 
 
 def test_a_rehearsal_has_every_model_ready_and_logs_nothing_of_its_shop(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "stream")  # commands that other tests call in this process set it
     version = rehearse().worker.version
     assert caplog.messages == []
     assert logging.getLogger("stream").isEnabledFor(logging.INFO)
