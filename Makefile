@@ -14,7 +14,7 @@ $(READY): requirements-dev.lock pyproject.toml
 SEEDS ?= 0:10000
 SPEED ?= 21600
 
-.PHONY: demo up down status test check simulate bench bench-models lock clean help
+.PHONY: demo up down status test check simulate bench bench-models bench-peers lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
@@ -47,7 +47,7 @@ bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 
 bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets (.npz, or a folder of ADBench's files), CDNOW=the lifetimes wheel, CLICKS=REES46's log
 	@test -n "$(DATA)" || { echo "give DATA=PATH: an .npz, or adbench/datasets/Classical of a clone of github.com/Minqi824/ADBench"; exit 2; }
-	$(RUN) pip install --quiet --disable-pip-version-check --group bench
+	$(RUN) uv pip install --quiet --python $(VENV)/bin/python --group bench
 	$(RUN) benchmarks.models_anomaly speed
 	$(RUN) benchmarks.models_anomaly quality $(DATA)
 	$(RUN) benchmarks.models_anomaly calibration $(DATA)
@@ -58,11 +58,24 @@ bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets (.npz,
 	$(if $(CDNOW),$(RUN) benchmarks.models_churn --cdnow $(CDNOW))
 	$(if $(CLICKS),$(RUN) benchmarks.models_clicks $(CLICKS))
 
+PEERS := .venv-peers
+
+$(PEERS)/.ready: $(READY)
+	$(RUN) uv venv --quiet --clear --python $(VENV)/bin/python $(PEERS)
+	$(RUN) uv pip install --quiet --python $(PEERS)/bin/python --requirement requirements-dev.lock
+	$(RUN) uv pip install --quiet --python $(PEERS)/bin/python --no-deps --editable .
+	$(RUN) uv pip install --quiet --python $(PEERS)/bin/python --group peers
+	touch $(PEERS)/.ready
+
+bench-peers: $(PEERS)/.ready  ## CPU time per event beside Quix Streams, Bytewax and bare loops, and restarts after a SIGKILL
+	$(PEERS)/bin/python -m benchmarks.peers
+	$(PEERS)/bin/python -m benchmarks.peers --recovery
+
 lock: $(READY)  ## write requirements-dev.lock anew from pyproject.toml
 	$(RUN) uv pip compile --quiet --universal --python-version 3.11 --group dev --all-extras --no-emit-package driftline --output-file requirements-dev.lock pyproject.toml
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .import_linter_cache
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

@@ -1,6 +1,7 @@
 """CPU time per event of the worker on a real Kafka and a real Redis: `make bench`, or `python -m benchmarks.worker`.
 
-Events are Complete Journey's (baskets real, one page view a basket derived). Ticks hold up to 2,000 events of one task.
+Events are Complete Journey's (baskets real, one page view a basket derived), or with `--mix clicks` a day of a shop's
+clickstream (`benchmarks/events.py`). Ticks hold up to 2,000 events of one task.
 The first events are not counted: the process warms up on them, as its models do. The machine's speed cancels out in the
 ratio to the floor: the same client that only polls and parses the same records, measured in the same run.
 """
@@ -26,6 +27,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.events import clicks
 from stream.backends.kafka import create_topics
 from stream.backends.redis import RedisStore
 from stream.cli import collect_rarely
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000, help="events to process (100,000)")
     parser.add_argument("--warm-up", type=int, default=20_000, help="events before them, not counted (20,000)")
     parser.add_argument("--partitions", type=int, default=1, help="tasks of the worker (1)")
+    parser.add_argument("--mix", choices=("journey", "clicks"), default="journey", help="what the events are (journey)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=True)
@@ -57,28 +60,36 @@ def main() -> None:
         settings = _settings(kafka.bootstrap_servers, store.url)
         create_topics(settings, arguments.partitions, 1)
         console.print(f"{kafka.how} · {store.how}: {arguments.warm_up:,} events to warm up, then {arguments.events:,}")
-        collect_rarely()
-        rehearse()
-        metrics = Metrics()
-        worker = assemble(settings, metrics)
-        while not _sum(metrics, "trainer_active"):
-            worker.turn()
-        records = Journey().records()
+        worker, metrics = started(settings)
+        beyond = arguments.warm_up + arguments.events + TAIL
+        records = iter(clicks(beyond)) if arguments.mix == "clicks" else Journey().records()
         _feed(settings, islice(records, arguments.warm_up))
-        _turn_until(worker, metrics, arguments.warm_up)
+        turn_until(worker, metrics, arguments.warm_up)
         feeding = Thread(target=_feed, args=(settings, islice(records, arguments.events + TAIL)))
         feeding.start()  # in a thread of its own: the worker's is measured
         feeding.join()
-        result = _measured(worker, metrics, arguments.warm_up + arguments.events)
+        result = measured(worker, metrics, arguments.warm_up + arguments.events)
         worker.close()
         result |= _stored(settings, store.url)
         floor = _floor(settings, arguments.partitions)
+    result["mix"] = arguments.mix
     result["floor_cpu_us"] = floor
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     result["versions"] = {name: version(name) for name in ("kafka-python", "redis", "river", "numpy", "orjson")}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "worker.json").write_text(json.dumps(result, indent=2) + "\n")
     _print(result)
+
+
+def started(settings: Settings) -> tuple[Worker, Metrics]:
+    """A worker as `driftline run` starts it, its trainer at work."""
+    collect_rarely()
+    rehearse()
+    metrics = Metrics()
+    worker = assemble(settings, metrics)
+    while not _sum(metrics, "trainer_active"):
+        worker.turn()
+    return worker, metrics
 
 
 def _settings(bootstrap: str, redis_url: str) -> Settings:
@@ -125,10 +136,10 @@ def _floor(settings: Settings, partitions: int) -> float:
     return spent / count * 1e6
 
 
-def _measured(worker: Worker, metrics: Metrics, events: int) -> dict[str, Any]:
+def measured(worker: Worker, metrics: Metrics, events: int) -> dict[str, Any]:
     """What is spent until so many events are processed; the trainer's work by what it has learned: it may lag."""
     before, began = _now(metrics), time.monotonic()
-    _turn_until(worker, metrics, events)
+    turn_until(worker, metrics, events)
     spent, wall = {name: value - before[name] for name, value in _now(metrics).items()}, time.monotonic() - began
     done = spent["events"]
     per_event = {name: value / done * 1e6 for name, value in spent.items()}
@@ -159,7 +170,8 @@ def _stored(settings: Settings, redis_url: str) -> dict[str, Any]:
     return {"customers": customers, "bytes_per_customer_redis": redis_bytes / max(customers, 1)}
 
 
-def _turn_until(worker: Worker, metrics: Metrics, events: int) -> None:
+def turn_until(worker: Worker, metrics: Metrics, events: int) -> None:
+    """Let the worker work until so many events are processed. Raises TimeoutError after ten minutes."""
     deadline = time.monotonic() + 600
     while _now(metrics)["events"] < events:
         worker.turn()
@@ -193,7 +205,7 @@ def _sum(metrics: Metrics, name: str) -> float:
 
 def _print(result: dict[str, Any]) -> None:
     floor = result["floor_cpu_us"]
-    table = Table(title=f"CPU per event, {result['machine']}", title_justify="left")
+    table = Table(title=f"CPU per event, {result['mix']}, {result['machine']}", title_justify="left")
     table.add_column("phase")
     table.add_column("µs", justify="right")
     table.add_column("floors", justify="right")
