@@ -102,7 +102,7 @@ REDIS_WORKER = (
 REDIS_ASIDE = ("config|get", "select")
 """To refuse a Redis that evicts (without it a warning), and for a database other than 0.
 
-Not `client|setinfo`, which the client does without: Redis knows it from 7.2 on, and refuses a rule that names it before.
+Not `client|setinfo`, which the client does without: before 7.2 Redis refuses a rule that names it.
 """
 REDIS_COMMANDS: Mapping[str, tuple[str, ...]] = {
     "customer": (*LOOKING, "scan"),
