@@ -126,7 +126,7 @@ def kafka_acls() -> str:
 def redis_users() -> str:
     """The users of Redis as commands: a worker, and whoever runs the commands that only look."""
     worker = privileges.redis_rule(MY_SHOP, (*privileges.REDIS_WORKER, *privileges.REDIS_ASIDE))
-    looking = (*privileges.REDIS_COMMANDS["customers export"], "select", "client|setinfo")
+    looking = (*privileges.REDIS_COMMANDS["customers export"], "select")
     looker = privileges.redis_rule(MY_SHOP, looking, writes=False)
     begin = "reset on >PASSWORD resetchannels"
     return _block([f"ACL SETUSER driftline {begin} {worker}", f"ACL SETUSER crm {begin} {looker}"])

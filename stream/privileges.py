@@ -99,8 +99,11 @@ REDIS_WORKER = (
     *("evalsha", "script|load", "set", "del", "hmget", "hset", "hdel", "zadd", "zrem", "zrangebyscore"),
 )
 """Commands of a worker, those within its script included; it does nothing without one of them."""
-REDIS_ASIDE = ("config|get", "select", "client|setinfo")
-"""To refuse a Redis that evicts (without it a warning), for a database other than 0, and the client's name."""
+REDIS_ASIDE = ("config|get", "select")
+"""To refuse a Redis that evicts (without it a warning), and for a database other than 0.
+
+Not `client|setinfo`, which the client does without: before 7.2 Redis refuses a rule that names it.
+"""
 REDIS_CLUSTER = ("cluster|slots", "command")
 """Of a cluster, besides: which node has which keys, and which of a command's words are keys."""
 REDIS_COMMANDS: Mapping[str, tuple[str, ...]] = {

@@ -297,7 +297,9 @@ class RedisStore:
             remedy = "it cannot write its own file: make room on its disk"
         if "Timeout connecting" in str(error) and self._url.startswith("rediss:"):
             remedy = f"it is down or slow, or it does not speak TLS: {plain}"
-        elif "closed by server" in str(error) and self._url.startswith("redis:"):
+        elif "EOF occurred" in str(error):
+            remedy = "is it running? Where it asks for a client's certificate, set redis.ssl_certfile"
+        elif any(end in str(error) for end in ("closed by server", "reset by peer")) and self._url.startswith("redis:"):
             remedy = "is it running, and is redis.url right? Where it speaks TLS, write rediss://"
         return StoreUnavailable(f"{said}; {remedy or 'is it running, and is redis.url right?'}")
 
