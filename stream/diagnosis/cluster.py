@@ -157,8 +157,8 @@ def _unstick(one: OpenTransaction, where: str, settings: Settings) -> str:
     else:
         by_itself = f"its own time-out of {lasting(one.timeout_s or 0)} ends it"
     name = settings.application.name
-    if one.name.startswith(f"{name}-"):
-        instance = one.name.removeprefix(f"{name}-")
+    if one.name.startswith(f"{name}:"):
+        instance = one.name.removeprefix(f"{name}:")
         return f"start the worker of application.instance {instance!r} again: that aborts it; else {by_itself}"
     return f"stop that producer, or start it again; else {by_itself}"
 

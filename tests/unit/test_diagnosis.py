@@ -95,7 +95,7 @@ def test_one_copy_where_there_could_be_more_is_a_warning():
 @pytest.mark.parametrize(
     ("one", "remedy"),
     [
-        (OpenTransaction((("__consumer_offsets", 3),), 7, f"{NAME}-w1", 45.0, 10.0), "application.instance 'w1' again"),
+        (OpenTransaction((("__consumer_offsets", 3),), 7, f"{NAME}:w1", 45.0, 10.0), "application.instance 'w1' again"),
         (OpenTransaction(((CLICKS, 0),), 7, "importer", 45.0, 10.0), "its time-out has passed"),
         (OpenTransaction(((CLICKS, 0),), 7, "importer", 45.0, 900.0), "its own time-out of 15.0 min ends it"),
         (OpenTransaction(((CLICKS, 0),), 7, None, 45.0, None), "kafka-transactions.sh find-hanging"),

@@ -18,6 +18,7 @@ from kafka.protocol.consumer import IsolationLevel
 
 from stream.backends.kafka.client import connection, mapping
 from stream.backends.kafka.inputs import stamped
+from stream.backends.kafka.outputs import transactional_id
 from stream.backends.kafka.topic import KafkaTopic
 from stream.diagnosis.facts import (
     Cluster,
@@ -165,7 +166,7 @@ class KafkaQuestions:
             described = admin.describe_transactions([one.transactional_id for one in listings]) if listings else {}
             found = []
             for name, one in described.items():
-                ours = name.startswith(f"{application}-")
+                ours = name.startswith(transactional_id(self._settings, ""))
                 places = tuple(
                     sorted(
                         tuple(place)
