@@ -192,9 +192,10 @@ class Site:
         finally:
             client.close()
 
-    def worker(self, instance: str = "w1", *arguments: str) -> Running:
+    def worker(self, instance: str = "w1", *arguments: str, **own: str) -> Running:
+        """A worker in a process of its own; `own` are settings that only it has."""
         command = ["tests.integration.worker_process", "--app", self.name, "--instance", instance, *arguments]
-        return self._start(command, instance)
+        return self._start(command, instance, **own)
 
     def command(self, *arguments: str) -> Running:
         """`driftline …` in a process of its own."""
@@ -206,8 +207,9 @@ class Site:
         assert running.end() == 0, running.errors
         return running.output
 
-    def _start(self, command: list[str], name: str) -> Running:
-        running = Running(command, self.environment, self.directory, name)
+    def _start(self, command: list[str], name: str, **own: str) -> Running:
+        environment = self.environment | {f"DRIFTLINE_{key}": value for key, value in own.items()}
+        running = Running(command, environment, self.directory, name)
         self.running.append(running)
         return running
 
