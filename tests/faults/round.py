@@ -20,6 +20,7 @@ from kafka.errors import KafkaError
 
 from stream import errors
 from tests.faults.network import Link
+from tests.faults.nursery import Forked
 from tests.faults.servers import WORKERS, Pair
 from tests.faults.table import FAULTS, NoOccasion
 from tests.integration import oracle
@@ -107,6 +108,7 @@ class Round:
             folder,
             name=f"f{seed}-{number}-{time.time_ns() // 10**6 % 10**8}",
         )
+        self.site.runs = Forked
         self.site.set(
             KAFKA__TRANSACTION_TIMEOUT_S="6",
             KAFKA__COMMIT_TIMEOUT_S="5",
@@ -123,10 +125,11 @@ class Round:
             DifferenceError: something was lost, repeated or stuck, or a worker ended that should not have.
         """
         feed = _Feed(self.site.shop, self.site.bootstrap)
-        feed.start()
         try:
             for name in WORKERS[: self.plan.workers]:
                 self.start(name)
+            self._turn_until(lambda: any(one.said("ready") for one in self.workers.values()), "a worker")
+            feed.start()
             self._turn_until(lambda: any(one.said("tick") for one in self.workers.values()), "the first tick")
             self.note("the first tick")
             for number, planned in enumerate(self.plan.faults):
@@ -444,7 +447,8 @@ class _Feed(threading.Thread):
 
     def stop(self) -> None:
         self._ends.set()
-        self.join()
+        if self.ident is not None:
+            self.join()
 
     def check(self) -> None:
         """Raise AssertionError where the stream is not what the shop thinks it is: then nothing can be judged."""

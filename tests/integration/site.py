@@ -83,8 +83,13 @@ class Running:
     def __init__(self, command: list[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
         number = len(list(directory.glob("*.out")))
         self._out, self._err = directory / f"{number}-{name}.out", directory / f"{number}-{name}.err"
+        for path in (self._out, self._err):
+            path.touch()
+        self.process = self._spawn(command, environment)
+
+    def _spawn(self, command: list[str], environment: Mapping[str, str]) -> Any:
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=ROOT,
                 env={**os.environ, **environment},
@@ -141,6 +146,9 @@ class Running:
 
 class Site:
     """One application with topics, shop and workers of its own."""
+
+    runs: type[Running] = Running
+    """How a command becomes a process."""
 
     def __init__(self, bootstrap: str, redis_url: str, directory: Path, replication: int = 1, name: str = "") -> None:
         self.name = name or f"t{uuid4().hex[:8]}"
@@ -209,7 +217,7 @@ class Site:
 
     def _start(self, command: list[str], name: str, **own: str) -> Running:
         environment = self.environment | {f"DRIFTLINE_{key}": value for key, value in own.items()}
-        running = Running(command, environment, self.directory, name)
+        running = self.runs(command, environment, self.directory, name)
         self.running.append(running)
         return running
 
