@@ -15,6 +15,7 @@ import pytest
 import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.admin import MemberToRemove
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic, check_topics, create_topics
@@ -346,6 +347,37 @@ def test_a_member_that_polls_briefly_and_seldom_joins_while_another_does(on_kafk
         time.sleep(0.3)
     assert [token.generation for token in tokens if token] == [max(token.generation for token in tokens if token)] * 2
     assert max(token.generation for token in tokens if token) <= 4
+
+
+def test_topics_read_to_their_end_are_known_to_have_ended_by_who_comes_back_into_the_group_too(
+    on_kafka: OnServers,
+) -> None:
+    """With incremental fetch sessions the broker says an end once: the client forgets it with the assignment."""
+    for topic in on_kafka.inputs:
+        for partition in range(PARTITIONS):
+            on_kafka.produce(topic, partition, b"key", b"value")
+    on_kafka.flush()
+    inputs = on_kafka.make_inputs("one")
+    before = join(inputs)
+    for task in before.tasks:
+        inputs.start(task, dict.fromkeys(on_kafka.inputs, 0))
+    _until_ended(inputs)
+    with on_kafka.admin() as admin:
+        admin.remove_group_members(on_kafka.name, [MemberToRemove(group_instance_id=f"{on_kafka.name}-one")])
+    until = time.monotonic() + 20
+    while inputs.poll(0.1, NOTHING).token in (None, before):
+        assert time.monotonic() < until
+    for task in before.tasks:
+        inputs.start(task, dict.fromkeys(on_kafka.inputs, 1))
+    _until_ended(inputs)
+
+
+def _until_ended(inputs: KafkaInputs) -> None:
+    """Poll until every topic of every task has ended."""
+    until = time.monotonic() + 10
+    while any(inputs.ended(task) != frozenset(inputs.topics) for task in range(PARTITIONS)):
+        assert time.monotonic() < until, {task: inputs.ended(task) for task in range(PARTITIONS)}
+        inputs.poll(0.1, NOTHING)
 
 
 def test_a_worker_whose_name_another_has_taken_commits_nothing_and_is_told_the_setting(on_kafka: OnServers) -> None:
