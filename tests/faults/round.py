@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from traceback import format_exc
 from typing import NamedTuple
 
 import orjson
@@ -144,8 +145,9 @@ class Round:
             self._stop()
             return self._check()
         except (AssertionError, pytest.fail.Exception) as error:
-            self.note(str(error).partition("\n")[0])
             raise DifferenceError(str(error)) from error
+        except Exception as error:
+            raise DifferenceError(f"the round itself failed: {format_exc()}") from error
         finally:
             feed.stop()
             self.site.close()
@@ -218,7 +220,7 @@ class Round:
         """Stop every worker, and let none start until `everybody_in`; none is a member when it ends."""
         self._doors_closed = True
         yield from self.out(*sorted(self.workers))
-        while any(running.alive() for _, running in self.strays):
+        while any(running.alive() for _, running in self.strays) or "kafka" in self._busy:
             yield 0.05
         for name in WORKERS:
             self.site.expel(name)

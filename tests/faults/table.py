@@ -8,7 +8,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -17,11 +16,11 @@ from kafka.admin import (
     ACLFilter,
     ACLOperation,
     ACLPermissionType,
+    ACLResourcePatternType,
     ResourcePattern,
     ResourcePatternFilter,
     ResourceType,
 )
-from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from tests.faults.servers import WORKERS
@@ -226,7 +225,7 @@ def broker_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
     round.pair.kafka.resume()
 
 
-@fault(weight=1, needs="permission")
+@fault(weight=1, needs="kafka")
 def topic_without_permission(round: "Round", draw: random.Random) -> Iterator[float]:
     """Somebody gives another one an access list to a topic of ours; the worker stops, and says what to grant."""
     settings = round.site.settings
@@ -238,14 +237,10 @@ def topic_without_permission(round: "Round", draw: random.Random) -> Iterator[fl
     round.note(f"{topic} is somebody else's")
     round.may_refuse.add(topic)
     yield lasts_s
-    every = ACLFilter(
-        None, None, ACLOperation.ANY, ACLPermissionType.ANY, ResourcePatternFilter(ResourceType.TOPIC, topic, None)
-    )
-    while True:
-        with suppress(KafkaError), KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
-            admin.delete_acls([every])
-            break
-        yield 0.5
+    ours = ResourcePatternFilter(ResourceType.TOPIC, topic, ACLResourcePatternType.LITERAL)
+    every = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, ours)
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        admin.delete_acls([every])
     round.note(f"{topic} is ours")
 
 
@@ -383,15 +378,12 @@ def offsets_reset_and_rewound_to_the_store(round: "Round", draw: random.Random) 
     """A tool resets the group's offsets, which `driftline rewind` mends."""
     back = draw.choice((0, 20, 10_000))
     yield from round.everybody_out()
-    while True:
-        with suppress(KafkaError, AssertionError), KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
-            places = round.site.committed()
-            admin.alter_group_offsets(
-                round.site.name,
-                {TopicPartition(*at): OffsetAndMetadata(max(now - back, 0), "", -1) for at, now in places.items()},
-            )
-            break
-        yield 0.5
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        places = round.site.committed()
+        admin.alter_group_offsets(
+            round.site.name,
+            {TopicPartition(*at): OffsetAndMetadata(max(now - back, 0), "", -1) for at, now in places.items()},
+        )
     round.note(f"the group's offsets set back by {back}")
     yield from round.operator("rewind", "--to", "store", "--yes")
     round.everybody_in()
