@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool)
     happened: Counter[str] = Counter()
     failed = []
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends, and the small disk goes
     with Pair() as pair:
         say(pair.how, soft_wrap=True)
         for number in numbers:
@@ -87,7 +89,8 @@ def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool)
                 say(f"{round.name}: {time.monotonic() - started:.0f} s, {ticks} ticks; {faults}", soft_wrap=True)
             happened.update({f"fault: {name}": times for name, times in round.happened.items()})
     for name, times in sorted(happened.items()):
-        print(f"{times:10,} {name}")
+        if times:
+            print(f"{times:10,} {name}")
     which = f": {', '.join(map(str, failed))}" if failed else ""
     print(
         f"seed {seed}: {len(numbers)} rounds in {(time.monotonic() - began) / 60:.0f} min, {len(failed)} failed{which}"
