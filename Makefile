@@ -39,7 +39,7 @@ check: $(READY)  ## lint, types, import directions, unit and contract tests, exa
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(RUN) pytest --doctest-modules --ignore=tests/integration --ignore=tests/simulation tests stream online_models docs
+	$(RUN) pytest --doctest-modules --ignore=tests/integration --ignore=tests/simulation --ignore=tests/faults tests stream online_models docs
 
 simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
 	$(RUN) tests.simulation --seeds $(SEEDS)

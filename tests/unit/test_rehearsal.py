@@ -47,5 +47,5 @@ def test_a_rehearsal_has_every_model_ready_and_logs_nothing_of_its_shop(caplog: 
     caplog.set_level(logging.INFO)
     version = rehearse().worker.version
     assert caplog.messages == []
-    assert logging.getLogger("stream").isEnabledFor(logging.INFO)
+    assert logging.root.manager.disable == logging.NOTSET
     assert (version.anomaly.ready, version.segments.ready, version.churn.ready) == (True, True, True)
