@@ -33,7 +33,7 @@ from stream.errors import (
     StoreUnavailable,
     TaskLost,
 )
-from stream.ports import UNSTAMPED, Committed, Inputs, Outputs, Store, Topic
+from stream.ports import UNSTAMPED, Committed, Inputs, Offset, Outgoing, Outputs, Store, Topic
 from stream.processing.customer import ROW, SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
@@ -439,6 +439,25 @@ def test_offsets_that_the_broker_refused_are_not_sent_with_the_next_tick(on_kafk
         unguarded.commit([note(on_kafka)], stamps(on_kafka, 8, 1, task), ours)
         assert first.committed(task) is not None
         assert first.committed(given_away) is None
+
+
+def test_a_record_that_the_client_did_not_send_is_not_missing_from_a_transaction_that_is_committed(
+    on_kafka: OnServers,
+) -> None:
+    """The client answers a send to a topic that its metadata deny with a failed future, and commits the rest."""
+    inputs = on_kafka.make_inputs()
+    token = join(inputs)
+    outputs = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "one", inputs.holds))
+
+    def denied(topic: str, *_: object) -> None:  # as the client does once new metadata lack the topic
+        raise kafka_errors.TopicAuthorizationFailedError({topic})
+
+    outputs._ensure()._wait_on_metadata = denied
+    offset = Offset(on_kafka.inputs[0], 0, 7, 1, 0)
+    with pytest.raises(Misconfigured, match=on_kafka.journal):
+        outputs.commit([Outgoing(on_kafka.journal, 0, b"0", b"tick", ())], [offset], token)
+    outputs.reset()
+    assert inputs.committed(0) is None
 
 
 def test_committed_waits_for_an_open_transaction_and_then_knows_its_offsets(
