@@ -84,8 +84,13 @@ class Running:
     def __init__(self, command: list[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
         number = len(list(directory.glob("*.out")))
         self._out, self._err = directory / f"{number}-{name}.out", directory / f"{number}-{name}.err"
+        for path in (self._out, self._err):
+            path.touch()
+        self.process = self._spawn(command, environment)
+
+    def _spawn(self, command: list[str], environment: Mapping[str, str]) -> Any:
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=ROOT,
                 env={**os.environ, **environment},
@@ -143,6 +148,9 @@ class Running:
 class Site:
     """One application with topics, shop and workers of its own."""
 
+    runs: type[Running] = Running
+    """How a command becomes a process."""
+
     def __init__(
         self, bootstrap: str, redis_url: str, directory: Path, replication: int = 1, name: str = "", **values: str
     ) -> None:
@@ -196,9 +204,10 @@ class Site:
         finally:
             client.close()
 
-    def worker(self, instance: str = "w1", *arguments: str) -> Running:
+    def worker(self, instance: str = "w1", *arguments: str, **own: str) -> Running:
+        """A worker in a process of its own; `own` are settings that only it has."""
         command = ["tests.integration.worker_process", "--app", self.name, "--instance", instance, *arguments]
-        return self._start(command, instance)
+        return self._start(command, instance, **own)
 
     def command(self, *arguments: str) -> Running:
         """`driftline …` in a process of its own."""
@@ -210,8 +219,9 @@ class Site:
         assert running.end() == 0, running.errors
         return running.output
 
-    def _start(self, command: list[str], name: str) -> Running:
-        running = Running(command, self.environment, self.directory, name)
+    def _start(self, command: list[str], name: str, **own: str) -> Running:
+        environment = self.environment | {f"DRIFTLINE_{key}": value for key, value in own.items()}
+        running = self.runs(command, environment, self.directory, name)
         self.running.append(running)
         return running
 

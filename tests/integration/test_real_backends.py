@@ -15,6 +15,7 @@ import pytest
 import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.admin import MemberToRemove
 from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic, check_topics, create_topics
@@ -32,7 +33,7 @@ from stream.errors import (
     StoreUnavailable,
     TaskLost,
 )
-from stream.ports import UNSTAMPED, Committed, Inputs, Outputs, Store, Topic
+from stream.ports import UNSTAMPED, Committed, Inputs, Offset, Outgoing, Outputs, Store, Topic
 from stream.processing.customer import ROW, SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
@@ -348,6 +349,37 @@ def test_a_member_that_polls_briefly_and_seldom_joins_while_another_does(on_kafk
     assert max(token.generation for token in tokens if token) <= 4
 
 
+def test_topics_read_to_their_end_are_known_to_have_ended_by_who_comes_back_into_the_group_too(
+    on_kafka: OnServers,
+) -> None:
+    """With incremental fetch sessions the broker says an end once: the client forgets it with the assignment."""
+    for topic in on_kafka.inputs:
+        for partition in range(PARTITIONS):
+            on_kafka.produce(topic, partition, b"key", b"value")
+    on_kafka.flush()
+    inputs = on_kafka.make_inputs("one")
+    before = join(inputs)
+    for task in before.tasks:
+        inputs.start(task, dict.fromkeys(on_kafka.inputs, 0))
+    _until_ended(inputs)
+    with on_kafka.admin() as admin:
+        admin.remove_group_members(on_kafka.name, [MemberToRemove(group_instance_id=f"{on_kafka.name}-one")])
+    until = time.monotonic() + 20
+    while inputs.poll(0.1, NOTHING).token in (None, before):
+        assert time.monotonic() < until
+    for task in before.tasks:
+        inputs.start(task, dict.fromkeys(on_kafka.inputs, 1))
+    _until_ended(inputs)
+
+
+def _until_ended(inputs: KafkaInputs) -> None:
+    """Poll until every topic of every task has ended."""
+    until = time.monotonic() + 10
+    while any(inputs.ended(task) != frozenset(inputs.topics) for task in range(PARTITIONS)):
+        assert time.monotonic() < until, {task: inputs.ended(task) for task in range(PARTITIONS)}
+        inputs.poll(0.1, NOTHING)
+
+
 def test_a_worker_whose_name_another_has_taken_commits_nothing_and_is_told_the_setting(on_kafka: OnServers) -> None:
     older = on_kafka.make_inputs("same")
     old, old_outputs = join(older), on_kafka.make_outputs("same", older)
@@ -407,6 +439,25 @@ def test_offsets_that_the_broker_refused_are_not_sent_with_the_next_tick(on_kafk
         unguarded.commit([note(on_kafka)], stamps(on_kafka, 8, 1, task), ours)
         assert first.committed(task) is not None
         assert first.committed(given_away) is None
+
+
+def test_a_record_that_the_client_did_not_send_is_not_missing_from_a_transaction_that_is_committed(
+    on_kafka: OnServers,
+) -> None:
+    """The client answers a send to a topic that its metadata deny with a failed future, and commits the rest."""
+    inputs = on_kafka.make_inputs()
+    token = join(inputs)
+    outputs = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "one", inputs.holds))
+
+    def denied(topic: str, *_: object) -> None:  # as the client does once new metadata lack the topic
+        raise kafka_errors.TopicAuthorizationFailedError({topic})
+
+    outputs._ensure()._wait_on_metadata = denied
+    offset = Offset(on_kafka.inputs[0], 0, 7, 1, 0)
+    with pytest.raises(Misconfigured, match=on_kafka.journal):
+        outputs.commit([Outgoing(on_kafka.journal, 0, b"0", b"tick", ())], [offset], token)
+    outputs.reset()
+    assert inputs.committed(0) is None
 
 
 def test_committed_waits_for_an_open_transaction_and_then_knows_its_offsets(

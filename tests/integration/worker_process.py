@@ -2,8 +2,10 @@
 
     python -m tests.integration.worker_process --app shop --instance w1 --kill-at in-transaction:5
 
+With `--obey FOLDER` it does so whenever a file of a step's name appears there: `kill` or `stop` (SIGSTOP), as it says.
 Settings come from the environment as ever. Progress goes to standard output, one JSON object a line with its
-time (`at`, Unix seconds): `ready`, `tick` (task and seq), `frozen`, `thawed`, `stopped`.
+time (`at`, Unix seconds): `ready`, `tick` (task and seq), `reached` (a step at which it obeys), `frozen`, `thawed`,
+`stopped`.
 """
 
 import argparse
@@ -12,6 +14,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -27,9 +31,11 @@ from stream.metrics import Metrics
 from stream.ports import Offset, Outgoing, Token
 from stream.processing.tick import TickResult
 from stream.settings import load
+from stream.trainer import Trainer
 from stream.worker import Worker
 
-STEPS = ("before-commit", "in-transaction", "before-apply", "mid-apply")
+STEPS = ("after-poll", "after-read", "before-commit", "in-transaction", "before-apply", "mid-apply", "in-publish")
+"""The numbered steps of a turn (docs/delivery.md) in their order, and the trainer's transaction."""
 SMALL_CHUNK = 2
 
 
@@ -37,6 +43,9 @@ def say(what: str, **more: Any) -> None:
     """One line of progress, at once."""
     sys.stdout.buffer.write(orjson.dumps({"what": what, "at": time.time(), **more}) + b"\n")
     sys.stdout.flush()
+
+
+DEEDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class FailPoint:
@@ -58,10 +67,28 @@ class FailPoint:
             self._fail()
 
 
+class Obeying:
+    """A fail point that others set while the worker runs: a file in `folder` names the step and holds the deed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self) -> None:
+        """A tick is like any other."""
+
+    def reach(self, step: str) -> None:
+        with suppress(FileNotFoundError):
+            order = self._folder / step
+            deed = DEEDS[order.read_text()]
+            order.unlink()
+            say("reached", step=step)
+            os.kill(os.getpid(), deed)
+
+
 class FailingOutputs:
     """The worker's writer, with the points around and inside its transaction."""
 
-    def __init__(self, outputs: KafkaOutputs, point: FailPoint) -> None:
+    def __init__(self, outputs: KafkaOutputs, point: FailPoint | Obeying) -> None:
         self._outputs, self._point = outputs, point
 
     def commit(self, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token) -> Sequence[int]:
@@ -89,7 +116,7 @@ class FailingOutputs:
         self._outputs.close()
 
 
-def fail_inside_apply(store: RedisStore, point: FailPoint) -> None:
+def fail_inside_apply(store: RedisStore, point: FailPoint | Obeying) -> None:
     """Small chunks, and a point after a chunk that is not the last."""
     redis_backend.CHUNK_CUSTOMERS = SMALL_CHUNK
     script = store._apply
@@ -103,6 +130,44 @@ def fail_inside_apply(store: RedisStore, point: FailPoint) -> None:
     store._apply = apply
 
 
+def fail_after(target: Any, method: str, point: FailPoint | Obeying, step: str) -> None:
+    """A point behind each answer of a port's method."""
+    call = getattr(target, method)
+
+    def called(*arguments: Any) -> Any:
+        answer = call(*arguments)
+        point.reach(step)
+        return answer
+
+    setattr(target, method, called)
+
+
+def fail_inside_publish(trainer: Trainer, point: FailPoint | Obeying) -> None:
+    """A point at which a model version lies on the broker, undecided."""
+    make = trainer._make_outputs
+
+    def made() -> KafkaOutputs:
+        outputs = make()
+        commit = outputs.commit
+
+        def publish(*arguments: Any) -> Any:
+            producer = outputs._ensure()
+            commit_transaction = type(producer).commit_transaction
+
+            def decide() -> None:
+                producer.flush()
+                point.reach("in-publish")
+                commit_transaction(producer)
+
+            producer.commit_transaction = decide
+            return commit(*arguments)
+
+        outputs.commit = publish
+        return outputs
+
+    trainer._make_outputs = made
+
+
 def main() -> int:
     """Run until told to stop; the exit code is that of `driftline run`."""
     parser = argparse.ArgumentParser()
@@ -110,6 +175,7 @@ def main() -> int:
     parser.add_argument("--instance", required=True)
     parser.add_argument("--kill-at", metavar="STEP:N")
     parser.add_argument("--freeze-at", metavar="STEP:N:SECONDS")
+    parser.add_argument("--obey", metavar="FOLDER", type=Path)
     parser.add_argument("--max-poll-s", type=float)
     parser.add_argument("--metadata-s", type=float)
     parsed = parser.parse_args()
@@ -142,6 +208,7 @@ def _prepare(worker: Worker, parsed: argparse.Namespace) -> None:
         say("tick", task=result.entry.task, seq=result.entry.seq, version=result.entry.model_version)
 
     worker._on_tick = see
+    point: FailPoint | Obeying
     if parsed.kill_at:
         step, number = parsed.kill_at.split(":")
         point = FailPoint(step, int(number), lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -154,11 +221,16 @@ def _prepare(worker: Worker, parsed: argparse.Namespace) -> None:
             say("thawed")
 
         point = FailPoint(step, int(number), freeze)
+    elif parsed.obey:
+        point = Obeying(parsed.obey)
     else:
         return
     ports = worker._ports
     worker._ports = ports._replace(outputs=FailingOutputs(ports.outputs, point))
+    fail_after(ports.inputs, "poll", point, "after-poll")
+    fail_after(ports.store, "load", point, "after-read")
     fail_inside_apply(ports.store, point)
+    fail_inside_publish(worker._trainer, point)
 
 
 def _run(worker: Worker) -> None:

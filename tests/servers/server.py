@@ -55,6 +55,12 @@ class Server(ABC):
         """What runs and by which means: "Apache Kafka 4.3.1, local process, Java 17.0.15 from PATH"."""
         return f"{self.product} {self.version}, {self._running.how if self._running else 'not started'}"
 
+    @property
+    def log(self) -> Path | None:
+        """Where a local process writes what it says; None where there is no such file."""
+        path = self._directory / "server.log" if self._directory else None
+        return path if path and path.exists() else None
+
     def start(self, *, wait: bool = True) -> None:
         """Bring it to where it answers: start, start again with the same data, or resume. Raises ServerUnavailable.
 

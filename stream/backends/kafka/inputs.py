@@ -103,6 +103,9 @@ class KafkaInputs:
                 session_timeout_ms=round(kafka.session_timeout_s * 1000),
                 heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
+                # In a session the broker says where a partition ends only when that changes, and the client forgets it
+                # with the assignment: a silent topic would hold the other one up after a rebalance.
+                enable_incremental_fetch_sessions=False,
             )
             take_whole_batches(self._consumer)
             try:
@@ -136,7 +139,7 @@ class KafkaInputs:
         places = [TopicPartition(topic, task) for topic in self.topics]
         self._open.seen = False
         try:
-            with mapping(f"reading the committed offsets of task {task}"):
+            with mapping(f"reading the committed offsets of task {task} in {' and '.join(self.topics)}"):
                 # In one request: between two another owner may commit.
                 answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
         except BrokerUnavailable as error:

@@ -118,8 +118,11 @@ class KafkaOutputs:
                 if not self._holds(token):
                     raise kafka_errors.CommitFailedError("the assignment changed before the offsets were sent")
                 producer.send_offsets_to_transaction(stamped, token.proof.metadata)
+            # kafka-python 3.0.12 commits without the records that it has not sent, or has given up: each is asked for.
+            producer.flush()
+            written = [future.get(timeout=0).offset for future in futures]
             producer.commit_transaction()
-            answer.append([future.get(timeout=0).offset for future in futures])
+            answer.append(written)
         except Exception as error:
             refused = producer._transaction_manager.last_error
             # Where the refusal came before the next call, the client wraps its text into an error without a kind.

@@ -1,0 +1,388 @@
+"""What may go wrong: one small function a fault. A new one needs its name, a weight, and what it does.
+
+A fault does its harm, yields how many seconds that lasts, and mends it; while it waits, other faults go on. It may
+yield as often as it likes. `draw` is its own: what it draws depends on the seed alone, what it meets on the machine.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+)
+from kafka.structs import OffsetAndMetadata
+
+from tests.faults.servers import WORKERS
+from tests.integration.worker_process import STEPS
+
+if TYPE_CHECKING:
+    from tests.faults.round import Round
+
+Act = Callable[["Round", random.Random], Iterator[float]]
+
+QUIET_S = 0.3
+"""A node killed within milliseconds of a commit may leave a last stable offset frozen for ever (Apache Kafka 4.3.1,
+seen with the bare client too): workers hold still for this long before the broker is killed."""
+BEYOND_S = (6.5, 9.0)
+"""Longer than a session and a transaction, both 6 s."""
+
+
+class NoOccasion(Exception):  # noqa: N818  nothing is wrong
+    """A fault that cannot come about now; the message says why. It is not counted."""
+
+
+class Fault(NamedTuple):
+    """One kind of fault; two that need the same thing never overlap."""
+
+    act: Act
+    weight: float
+    needs: str | None
+
+
+FAULTS: dict[str, Fault] = {}
+"""By name; filled by `fault`."""
+
+
+def fault(weight: float, needs: str | None = None, name: str | None = None) -> Callable[[Act], Act]:
+    """Register a fault, under its function's name unless told otherwise."""
+
+    def register(act: Act) -> Act:
+        FAULTS[name or act.__name__] = Fault(act, weight, needs)
+        return act
+
+    return register
+
+
+# Workers, in the middle of a step
+
+
+def _at(step: str) -> None:
+    @fault(weight=1, name=f"killed {step}")
+    def killed(round: "Round", draw: random.Random) -> Iterator[float]:
+        yield from _reached(round, draw, step, "kill")
+
+    @fault(weight=1, name=f"frozen {step}")
+    def frozen(round: "Round", draw: random.Random) -> Iterator[float]:
+        name = yield from _reached(round, draw, step, "stop")
+        round.frozen.add(name)
+        yield from _thaws(round, name, draw.uniform(*BEYOND_S))
+
+
+def _reached(round: "Round", draw: random.Random, step: str, deed: str) -> Generator[float, None, str]:
+    """Order the deed at a step, and wait for it; returns whom it met. The supervisor starts who was killed again."""
+    name = round.trainer() if step == "in-publish" else round.somebody(draw)
+    running, order = round.workers[name], round.order(name, step, deed)
+    for _ in range(100):
+        yield 0.05
+        if not order.exists():
+            round.note(f"{name} {'killed' if deed == 'kill' else 'frozen'} {step}")
+            return name
+        if round.workers.get(name) is not running:
+            break
+    order.unlink(missing_ok=True)
+    raise NoOccasion(f"{name} did not come to {step}")
+
+
+def _thaws(round: "Round", name: str, seconds: float) -> Iterator[float]:
+    running = round.workers[name]
+    yield seconds
+    round.frozen.discard(name)
+    running.process.send_signal(signal.SIGCONT)
+    round.note(f"{name} thawed")
+
+
+for _step in STEPS:
+    _at(_step)
+
+
+# Workers, at any moment
+
+
+@fault(weight=2)
+def worker_killed(round: "Round", draw: random.Random) -> Iterator[float]:
+    """SIGKILL, wherever it stands; the supervisor starts it again."""
+    name = round.somebody(draw)
+    round.note(f"{name} killed")
+    round.workers[name].kill()
+    yield 0
+
+
+@fault(weight=1)
+def trainer_killed(round: "Round", draw: random.Random) -> Iterator[float]:
+    name = round.trainer()
+    round.note(f"{name}, the trainer, killed")
+    round.workers[name].kill()
+    yield 0
+
+
+@fault(weight=1)
+def everybody_killed(round: "Round", draw: random.Random) -> Iterator[float]:
+    """At one moment, as when a machine fails."""
+    for name in sorted(round.workers):
+        round.note(f"{name} killed")
+        round.workers[name].kill()
+    yield 0
+
+
+@fault(weight=1)
+def worker_stopped(round: "Round", draw: random.Random) -> Iterator[float]:
+    """SIGTERM; started again after a while."""
+    name = round.somebody(draw)
+    yield from round.out(name)
+    yield draw.uniform(0.1, 3)
+    round.start(name)
+
+
+@fault(weight=1)
+def worker_joins(round: "Round", draw: random.Random) -> Iterator[float]:
+    names = sorted(set(WORKERS) - round.wanted)
+    if not names:
+        raise NoOccasion("all are there")
+    round.start(names[0])
+    yield 0
+
+
+@fault(weight=1)
+def worker_leaves(round: "Round", draw: random.Random) -> Iterator[float]:
+    """For good, in order or not."""
+    name = round.somebody(draw)
+    if len(round.wanted) == 1:
+        raise NoOccasion("it is the last one")
+    round.wanted.discard(name)
+    if draw.random() < 0.5:
+        yield from round.out(name)
+    else:
+        round.note(f"{name} killed for good")
+        round.workers.pop(name).kill()
+
+
+@fault(weight=2)
+def worker_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
+    """SIGSTOP beyond its session: the others take over, then it goes on."""
+    yield from _thaws(round, round.freeze(round.somebody(draw)), draw.uniform(*BEYOND_S))
+
+
+@fault(weight=1)
+def trainer_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
+    yield from _thaws(round, round.freeze(round.trainer()), draw.uniform(*BEYOND_S))
+
+
+@fault(weight=1)
+def worker_frozen_and_replaced(round: "Round", draw: random.Random) -> Iterator[float]:
+    """It is taken for dead and started again under its name; then it goes on, and one of the two gives way."""
+    name = round.freeze(round.somebody(draw))
+    yield draw.uniform(0.1, 3)
+    running = round.workers.pop(name)
+    round.frozen.discard(name)
+    round.strays.append((name, running))
+    round.doubled.add(name)
+    round.start(name)
+    yield draw.uniform(1, 8)
+    running.process.send_signal(signal.SIGCONT)
+    round.note(f"the former {name} thawed")
+
+
+# Kafka
+
+
+@fault(weight=1, needs="kafka")
+def broker_killed(round: "Round", draw: random.Random) -> Iterator[float]:
+    still = [one.process for name, one in round.workers.items() if name not in round.frozen and one.alive()]
+    for process in still:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(QUIET_S)
+    round.pair.kafka.kill()
+    for process in still:
+        process.send_signal(signal.SIGCONT)
+    yield draw.uniform(0.2, 3)
+    round.pair.kafka.start(wait=False)
+    while not round.pair.kafka.answers():
+        yield 0.2
+
+
+@fault(weight=1, needs="kafka")
+def broker_restarted(round: "Round", draw: random.Random) -> Iterator[float]:
+    round.pair.kafka.restart()
+    yield 0
+
+
+@fault(weight=2, needs="kafka")
+def broker_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
+    """Within a session or beyond it."""
+    round.pair.kafka.pause()
+    yield draw.uniform(1, 9)
+    round.pair.kafka.resume()
+
+
+@fault(weight=1, needs="kafka")
+def topic_without_permission(round: "Round", draw: random.Random) -> Iterator[float]:
+    """Somebody gives another one an access list to a topic of ours; the worker stops, and says what to grant."""
+    settings = round.site.settings
+    topic = draw.choice([settings.topic("alerts"), settings.topic("journal"), settings.topics.purchases])
+    lasts_s = draw.uniform(1, 4)
+    pattern = ResourcePattern(ResourceType.TOPIC, topic)
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        admin.create_acls([ACL("User:somebody", "*", ACLOperation.READ, ACLPermissionType.ALLOW, pattern)])
+    round.note(f"{topic} is somebody else's")
+    round.may_refuse.add(topic)
+    yield lasts_s
+    ours = ResourcePatternFilter(ResourceType.TOPIC, topic, ACLResourcePatternType.LITERAL)
+    every = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, ours)
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        admin.delete_acls([every])
+    round.note(f"{topic} is ours")
+
+
+# Redis
+
+
+@fault(weight=1, needs="redis")
+def redis_killed(round: "Round", draw: random.Random) -> Iterator[float]:
+    """It comes back with its data."""
+    round.pair.redis.kill()
+    yield draw.uniform(0.1, 3)
+    round.pair.redis.start()
+
+
+@fault(weight=1, needs="redis")
+def redis_killed_and_its_data_lost(round: "Round", draw: random.Random) -> Iterator[float]:
+    round.pair.redis.kill()
+    round.pair.lose_the_data()
+    yield draw.uniform(0.1, 3)
+    round.pair.redis.start()
+
+
+@fault(weight=2, needs="redis")
+def redis_emptied(round: "Round", draw: random.Random) -> Iterator[float]:
+    """FLUSHALL."""
+    with round.redis() as client:
+        client.flushall()
+    yield 0
+
+
+@fault(weight=2, needs="redis")
+def redis_rolled_back(round: "Round", draw: random.Random) -> Iterator[float]:
+    """To a snapshot of some seconds ago."""
+    snapshot = round.snapshot()
+    yield draw.uniform(1, 5)
+    round.roll_back(snapshot)
+
+
+@fault(weight=2, needs="redis")
+def redis_fails_over_with_lost_writes(round: "Round", draw: random.Random) -> Iterator[float]:
+    """To what a replica had that lagged a little; every connection breaks."""
+    snapshot = round.snapshot()
+    yield draw.uniform(0.05, 0.5)
+    for link in round.pair.to_redis.values():
+        link.refuse()
+    round.roll_back(snapshot)
+    yield draw.uniform(0, 1)
+    for link in round.pair.to_redis.values():
+        link.mend()
+
+
+@fault(weight=1, needs="redis")
+def redis_slow(round: "Round", draw: random.Random) -> Iterator[float]:
+    """Within `redis.timeout_s`, here 1 s, or beyond it."""
+    seconds = draw.uniform(0.3, 3)
+    with round.redis() as client:
+        client.client_pause(int(seconds * 1000))
+    yield seconds
+
+
+@fault(weight=1, needs="redis")
+def redis_out_of_memory(round: "Round", draw: random.Random) -> Iterator[float]:
+    with round.redis() as client:
+        client.config_set("maxmemory", "1")
+    yield draw.uniform(0.5, 3)
+    with round.redis() as client:
+        client.config_set("maxmemory", "0")
+
+
+@fault(weight=1, needs="redis")
+def redis_disk_full(round: "Round", draw: random.Random) -> Iterator[float]:
+    if round.pair.disk is None:
+        raise NoOccasion("no small file system was mounted")
+    round.pair.fill_the_disk()
+    yield draw.uniform(1, 4)
+    round.pair.make_room()
+
+
+# The network
+
+
+@fault(weight=2)
+def worker_cut_off_from_kafka(round: "Round", draw: random.Random) -> Iterator[float]:
+    """Nothing arrives; later what was sent does, late."""
+    yield from _held(round, draw, "kafka", draw.uniform(1, 9))
+
+
+@fault(weight=2)
+def worker_cut_off_from_redis(round: "Round", draw: random.Random) -> Iterator[float]:
+    yield from _held(round, draw, "redis", draw.uniform(0.5, 4))
+
+
+def _held(round: "Round", draw: random.Random, server: str, seconds: float) -> Iterator[float]:
+    name = round.somebody(draw)
+    round.note(f"{name} cut off from {server}")
+    round.link(name, server).hold()
+    yield seconds
+    round.link(name, server).mend()
+
+
+@fault(weight=1)
+def connections_broken(round: "Round", draw: random.Random) -> Iterator[float]:
+    """A worker's connections to one server end, and are refused for a moment."""
+    server = draw.choice(("kafka", "redis"))
+    name = round.somebody(draw)
+    round.note(f"{name}'s connections to {server} broken")
+    round.link(name, server).refuse()
+    yield draw.uniform(0, 2)
+    round.link(name, server).mend()
+
+
+@fault(weight=1)
+def network_slow(round: "Round", draw: random.Random) -> Iterator[float]:
+    server, delay_s = draw.choice((("kafka", 0.3), ("redis", 0.1)))
+    name = round.somebody(draw)
+    round.note(f"{name} to {server}: {delay_s:g} s each way")
+    round.link(name, server).slow(delay_s)
+    yield draw.uniform(1, 4)
+    round.link(name, server).mend()
+
+
+# An operator
+
+
+@fault(weight=1, needs="operator")
+def operator_rewinds_to_earliest(round: "Round", draw: random.Random) -> Iterator[float]:
+    """All is counted anew, and nothing is told twice."""
+    yield from round.everybody_out()
+    yield from round.operator("rewind", "--to", "earliest", "--yes")
+    round.everybody_in()
+
+
+@fault(weight=1, needs="operator")
+def offsets_reset_and_rewound_to_the_store(round: "Round", draw: random.Random) -> Iterator[float]:
+    """A tool resets the group's offsets, which `driftline rewind` mends."""
+    back = draw.choice((0, 20, 10_000))
+    yield from round.everybody_out()
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        places = round.site.committed()
+        used = {task for (_, task), now in places.items() if now}
+        to = {at: OffsetAndMetadata(max(now - back, 0), "", -1) for at, now in places.items() if at[1] in used}
+        admin.alter_group_offsets(round.site.name, {TopicPartition(*at): one for at, one in to.items()})
+    round.note(f"the group's offsets set back by {back}")
+    yield from round.operator("rewind", "--to", "store", "--yes")
+    round.everybody_in()

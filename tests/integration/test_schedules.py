@@ -1,0 +1,72 @@
+"""Seeded schedules of faults on real servers. More: make faults SEED=1 ROUNDS=20; what they draw from: tests/faults."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.faults.__main__ import told
+from tests.faults.round import DifferenceError, Round
+from tests.faults.servers import Pair
+from tests.servers import ServerUnavailable
+
+pytestmark = pytest.mark.servers
+
+SEED = 20
+ROUNDS = 6
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Pair | ServerUnavailable]:
+    pair = Pair()
+    try:
+        pair.__enter__()
+    except ServerUnavailable as error:
+        yield error
+        return
+    yield pair
+    pair.__exit__()
+
+
+@pytest.fixture
+def pair(started: Pair | ServerUnavailable, did_not_run: Callable[..., NoReturn]) -> Pair:
+    """Servers that answer, and hold nothing of a round before."""
+    if isinstance(started, ServerUnavailable):
+        did_not_run("schedules of faults", started)
+    started.mend()
+    started.clear()
+    return started
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_nothing_is_lost_repeated_or_stuck_in_a_schedule_of_faults(pair: Pair, tmp_path: Path, number: int) -> None:
+    round = Round(pair, SEED, number, tmp_path)
+    try:
+        seen = round.run()
+    except DifferenceError as difference:
+        pytest.fail(told(round, difference, tmp_path))
+    assert sum(round.happened.values()), round.story
+    assert seen.alerts
+
+
+class Tampered(Round):
+    """Somebody deletes a customer from Redis once every worker has stopped."""
+
+    def _stop(self) -> None:
+        super()._stop()
+        with self.redis() as client:
+            client.delete(next(client.scan_iter(f"{{{self.site.name}:p0}}:c:*")))
+
+
+def test_a_round_that_ends_with_a_difference_tells_its_seed_what_was_done_and_the_first_divergence(
+    pair: Pair, tmp_path: Path
+) -> None:
+    round = Tampered(pair, SEED, ROUNDS, tmp_path, only=["worker_killed", "redis_emptied"])
+    with pytest.raises(DifferenceError) as failed:
+        round.run()
+    said = told(round, failed.value, tmp_path)
+    assert f"--seed {SEED} --round {ROUNDS}" in said
+    assert "first divergence: task 0: other customers than in the journal" in said
+    assert "FAULT " in said
+    assert str(tmp_path) in said
