@@ -251,7 +251,9 @@ def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning()
 
 def test_a_trainer_keeps_up_with_full_ticks_however_many_steps_its_versions_take() -> None:
     site = Site(first_customers=50, publish_max_events=2_500)
-    worker = site.start(site.settings.model_copy(update={"tick": parse({"tick": {"max_span_hours": 168}}).tick}))
+    worker = site.start(
+        site.settings.model_copy(update={"tick": parse({"tick": {"idle_after_s": 0, "max_span_hours": 168}}).tick})
+    )
     for records in shop(customers=300, days=200).values():
         for one in records:
             site.cluster.produce(Outgoing(one.topic, 0, one.key, one.value, one.headers), one.timestamp_ms)

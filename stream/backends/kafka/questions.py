@@ -160,7 +160,7 @@ class KafkaQuestions:
 
     def open_transactions(self, extents: Mapping[Place, Extent], now_ms: int) -> list[OpenTransaction]:
         """Transactions that hold up readers of these partitions, or of this application's committed offsets."""
-        admin, application = self._admin(), self._settings.application.name
+        admin = self._admin()
         with _asking("describing transactions"):
             listings = [one for some in admin.list_transactions(state_filters=UNFINISHED).values() for one in some]
             described = admin.describe_transactions([one.transactional_id for one in listings]) if listings else {}
