@@ -110,8 +110,8 @@ class Inputs(Protocol):
         """The offset after the newest committed record of each topic."""
         ...
 
-    def ended(self, task: int) -> frozenset[str]:
-        """The topics of which every record has been delivered."""
+    def ended(self, task: int, since: float = 0.0) -> frozenset[str]:
+        """The topics of which every record has been delivered, as the broker has said `since` (monotonic seconds)."""
         ...
 
     def heard_ends(self, task: int) -> Mapping[str, int]:

@@ -367,10 +367,12 @@ class Worker:
             )
 
     def _released(self, task: Task) -> frozenset[str]:
-        """Topics read to their end and silent for `tick.idle_after_s`."""
-        silent_since = self._clock.monotonic() - self._settings.tick.idle_after_s
-        quiet = {topic for topic, heard in task.heard.items() if heard <= silent_since}
-        return self._ports.inputs.ended(task.number) & quiet if quiet else frozenset()
+        """Topics read to their end and silent for `tick.idle_after_s`, as the broker has said after that time."""
+        now, idle_s = self._clock.monotonic(), self._settings.tick.idle_after_s
+        silent = {topic: heard + idle_s for topic, heard in task.heard.items() if heard + idle_s <= now}
+        return frozenset(
+            topic for topic, since in silent.items() if topic in self._ports.inputs.ended(task.number, since)
+        )
 
     # 4. Commit
 

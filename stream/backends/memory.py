@@ -148,7 +148,7 @@ class MemoryInputs:
     def ends(self, task: int) -> Mapping[str, int]:
         return {topic: self._cluster.topic(topic)[task].end for topic in self._cluster.inputs}
 
-    def ended(self, task: int) -> frozenset[str]:
+    def ended(self, task: int, since: float = 0.0) -> frozenset[str]:  # noqa: ARG002  its ends are always those of now
         return frozenset(
             topic
             for (topic, partition), position in self._positions.items()

@@ -414,7 +414,7 @@ class SimInputs:
     def heard_ends(self, task: int) -> Mapping[str, int]:
         return {topic: self._broker.topic(topic)[task].stable_end for topic, one in self._positions if one == task}
 
-    def ended(self, task: int) -> frozenset[str]:
+    def ended(self, task: int, since: float = 0.0) -> frozenset[str]:  # noqa: ARG002  it is told at once
         return frozenset(
             topic
             for (topic, partition), position in self._positions.items()

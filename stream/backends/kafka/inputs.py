@@ -108,6 +108,8 @@ class KafkaInputs:
                 enable_incremental_fetch_sessions=False,
             )
             take_whole_batches(self._consumer)
+            self._answered: dict[TopicPartition, tuple[int, float]] = {}
+            self._note_answers()
             try:
                 # The metadata must be here before the group is joined, or the leader assigns no partitions for ever.
                 self.partitions = self._count_partitions()
@@ -170,7 +172,7 @@ class KafkaInputs:
             found = self._consumer.end_offsets(list(partitions.values()), timeout_ms=REQUEST_TIMEOUT_MS)
         return {topic: found[partition] for topic, partition in partitions.items()}
 
-    def ended(self, task: int) -> frozenset[str]:
+    def ended(self, task: int, since: float = 0.0) -> frozenset[str]:
         ended = set()
         for topic in self.topics:
             partition = TopicPartition(topic, task)
@@ -179,7 +181,9 @@ class KafkaInputs:
                 high = self._consumer.highwater(partition)
                 position = self._consumer._subscription.assignment[partition].position
                 if partition in self._sought and None not in (high, position) and position.offset >= high:
-                    ended.add(topic)
+                    asked, at = self._answered.get(partition, (-1, 0.0))
+                    if asked == position.offset and at >= since:
+                        ended.add(topic)
         return frozenset(ended)
 
     def heard_ends(self, task: int) -> Mapping[str, int]:
@@ -241,6 +245,26 @@ class KafkaInputs:
                 f"consumer group {self._group}"
             )
         return Token(metadata.generation_id, tasks, Proof(epoch, metadata))
+
+    def _note_answers(self) -> None:
+        """Note from which offset each partition was last asked for records, and when the answer came.
+
+        The client keeps the end that it was told with them: of a partition that was paused meanwhile, or whose leader
+        is away, that may be long ago.
+        """
+        fetcher = self._consumer._fetcher
+        handle = fetcher._handle_fetch_response
+
+        def noting(node: Any, offsets: Mapping[TopicPartition, int], sent: float, response: Any) -> None:
+            handle(node, offsets, sent, response)
+            now = time.monotonic()
+            for topic in response.responses:
+                for one in topic.partitions:
+                    partition = TopicPartition(topic.topic, one.partition_index)
+                    if one.error_code == 0:
+                        self._answered[partition] = offsets[partition], now
+
+        fetcher._handle_fetch_response = noting
 
     def _apply_pauses(self, full: frozenset[tuple[str, int]]) -> None:
         with suppress(KeyError):  # revoked meanwhile
