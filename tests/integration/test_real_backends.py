@@ -52,6 +52,7 @@ from tests.conformance.backends import (  # noqa: E402  its assertions are rewri
     join,
     marker,
     note,
+    poll_until,
     read_all,
     shared,
     stamps,
@@ -370,6 +371,28 @@ def test_topics_read_to_their_end_are_known_to_have_ended_by_who_comes_back_into
     for task in before.tasks:
         inputs.start(task, dict.fromkeys(on_kafka.inputs, 1))
     _until_ended(inputs)
+
+
+def test_a_topic_that_is_not_asked_for_has_not_ended_since_whatever_was_said_before(on_kafka: OnServers) -> None:
+    """It may have got more meanwhile: the other topic would run ahead of it."""
+    clicks, buys = on_kafka.inputs
+    inputs = on_kafka.make_inputs("one")
+    for task in join(inputs).tasks:
+        inputs.start(task, dict.fromkeys(on_kafka.inputs, 0))
+    _until_ended(inputs)
+    held = frozenset((clicks, task) for task in range(PARTITIONS))
+    paused = time.monotonic()
+    while time.monotonic() < paused + 1.5:  # an answer may still be on its way
+        inputs.poll(0.1, held)
+    since = time.monotonic()
+    on_kafka.produce(clicks, 0, b"key", b"value")
+    on_kafka.flush()
+    while time.monotonic() < since + 1.5:
+        assert not inputs.poll(0.1, held).records
+    assert inputs.ended(0, since) == {buys}
+    assert inputs.ended(0) == {clicks, buys}, "what was said before"
+    records, _ = poll_until(inputs, lambda found: found and inputs.ended(0, since) == {clicks, buys})
+    assert len(records) == 1
 
 
 def _until_ended(inputs: KafkaInputs) -> None:
