@@ -20,6 +20,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
+from pydantic import SecretStr
 
 from stream.backends.kafka import create_topics
 from stream.backends.redis import connected
@@ -249,7 +250,9 @@ class Site:
                     admin.remove_group_members(group, [member])
 
     def redis(self) -> "redis.Redis[bytes]":
-        client: redis.Redis[bytes] = connected(self.settings.redis)
+        # As whom it was built, whoever the settings name by now.
+        mine = self.settings.redis.model_copy(update={"url": SecretStr(self.redis_url)})
+        client: redis.Redis[bytes] = connected(mine)
         return client
 
     def seq(self, task: int = 0) -> int:
