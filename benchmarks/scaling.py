@@ -186,14 +186,15 @@ def customers(site: tuple[str, str], count: int) -> dict[str, Any]:
     with fleet(site, PARTITIONS) as one, redis.Redis.from_url(site[1]) as store:
         one.start("w0")
         one.wait_until_ready()
-        empty = one.samples("w0")["process_resident_memory_bytes"]
+        idle = one.samples("w0")
+        empty, spent = idle["process_resident_memory_bytes"], idle["process_cpu_seconds_total"]
         began = time.monotonic()
         one.feed(track(_one_each(count), "customers", count, console=console))
         one.wait_for_events(count)
         result: dict[str, Any] = {"customers": count, "first_s": time.monotonic() - began}
         result["worker_bytes"] = one.samples("w0")["process_resident_memory_bytes"]
         result["worker_bytes_before"] = empty
-        result["cpu_us"] = one.samples("w0")["process_cpu_seconds_total"] / count * 1e6
+        result["cpu_us"] = (one.samples("w0")["process_cpu_seconds_total"] - spent) / count * 1e6
         result["redis_bytes"] = store.info("memory")["used_memory"]
         result["journal_bytes"] = one.samples("w0")["driftline_journal_bytes_total"]
         one.end("w0")

@@ -104,6 +104,15 @@ def _standardise(x: Vector, moments: Matrix, out: Vector) -> None:
 
 
 @compiled
+def _take_in(row: Vector, population: Vector, moments: Matrix, x: Vector, kept: Vector, z: Vector) -> None:
+    """A row's features into `x`, into the running moments, and standardised by these into `z`."""
+    still(row, population, x, kept)
+    moving(row, 0.0, population, kept, x)
+    _absorb(x, moments)
+    _standardise(x, moments, z)
+
+
+@compiled
 def _dot(weights: Vector, z: Vector) -> float:
     total = 0.0
     for j in range(len(z)):
@@ -154,10 +163,7 @@ def _learn_weeks(
 ) -> None:
     x, z, gain, kept = np.empty(WIDTH), np.empty(WIDTH + 1), np.empty(WIDTH + 1), np.empty(STILL)
     for i in range(len(X)):
-        still(X[i], population, x, kept)
-        moving(X[i], 0.0, population, kept, x)
-        _absorb(x, moments)
-        _standardise(x, moments, z)
+        _take_in(X[i], population, moments, x, kept, z)
         m = min(max(_dot(weights, z) + offset[i], LEAST_HAZARD), LARGEST_HAZARD)
         p = 1.0 - math.exp(-math.exp(m))
         slope = math.exp(m - math.exp(m))
@@ -298,10 +304,7 @@ def _learn(
             judged,
         )
         _track(_expit(judged[0, 0] + numbers[BIAS]), y, figures)
-        still(X[i], population, x, kept)
-        moving(X[i], 0.0, population, kept, x)
-        _absorb(x, moments)
-        _standardise(x, moments, z)
+        _take_in(X[i], population, moments, x, kept, z)
         p = mbg.silent(parameters, X[i, 0] - 1.0, max(X[i, 2] - X[i, 1], 0.0), X[i, 2], horizon)
         base_logit = _logit(p)
         offset = _silent_logit(p, activity[i]) - base_logit

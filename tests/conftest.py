@@ -57,15 +57,13 @@ def prometheus_or_none(pytestconfig: pytest.Config) -> str | None:
 @pytest.fixture(scope="session")
 def prometheus(prometheus_or_none: str | None) -> str:
     """The same, for tests that can do nothing without it."""
-    # Nothing that Driftline promises hangs on it, so `_program` has it said in a banner, with CI too.
-    return prometheus_or_none or pytest.skip("no prometheus on PATH")
+    return prometheus_or_none or pytest.skip("no prometheus on PATH")  # no promise needs it; a banner says so
 
 
 @pytest.fixture(scope="session")
 def promtool(pytestconfig: pytest.Config) -> str:
     """The program `promtool`, in the same way."""
-    # As above: the rules' own tests need it, no worker does.
-    return _program("promtool", pytestconfig) or pytest.skip("no promtool on PATH")
+    return _program("promtool", pytestconfig) or pytest.skip("no promtool on PATH")  # only the rules' own tests need it
 
 
 def _program(name: str, config: pytest.Config) -> str | None:
@@ -94,8 +92,7 @@ def did_not_run(pytestconfig: pytest.Config) -> Callable[[str, ServerUnavailable
 def _did_not_run(config: pytest.Config, product: str, error: ServerUnavailable) -> NoReturn:
     """End a test that this machine cannot run: it is said in a banner, and fails where `CI` is set."""
     config.stash.setdefault(UNAVAILABLE, []).append((product, error))
-    # Skipped only where nobody counts on the run; the banner at its end says so.
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))  # skipped only without CI; a banner says so
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -164,17 +164,7 @@ def _peer(site: Site, shop: list[Record], job: str, same: bool) -> Outcome:
     commands = [*command, "--kill-at", str(KILL_AT)], command if same else [*command, "--instance", "2"]
     recovered = _killed(site, feeding, watch, commands, {})
     wanted = {f"{customer} {count}" for customer, count in raised(shop[: feeding.sent], EVERY)}
-    found = set(watch.seen)
-    return Outcome(
-        PEERS[job].name,
-        "the same" if same else "another",
-        recovered,
-        start_s,
-        len(wanted),
-        len(wanted - found),
-        watch.seen.total() - len(found),
-        len(found - wanted),
-    )
+    return _outcome(job, same, recovered, start_s, wanted, watch)
 
 
 def _driftline(site: Site, shop: list[Record], job: str, same: bool) -> Outcome:
@@ -203,16 +193,21 @@ def _driftline(site: Site, shop: list[Record], job: str, same: bool) -> Outcome:
     commands = [*command, "w1", "--kill-at", f"in-transaction:{KILL_AT_TICK}"], [*command, "w1" if same else "w2"]
     recovered = _killed(site, feeding, watch, commands, environment)
     journal = _verified(settings)
+    return _outcome(job, same, recovered, start_s, journal, watch)
+
+
+def _outcome(job: str, same: bool, recovered: float | None, start_s: float, wanted: set[str], watch: Watch) -> Outcome:
+    """Hold the alerts that were seen against those that must have come."""
     found = set(watch.seen)
     return Outcome(
         PEERS[job].name,
         "the same" if same else "another",
         recovered,
         start_s,
-        len(journal),
-        len(journal - found),
+        len(wanted),
+        len(wanted - found),
         watch.seen.total() - len(found),
-        len(found - journal),
+        len(found - wanted),
     )
 
 
