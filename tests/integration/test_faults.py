@@ -401,7 +401,7 @@ def guarded() -> Iterator[tuple[KafkaServer, str]]:
     ("kind", "name", "remedy"),
     [
         (ResourceType.TOPIC, "{0}.clicks", "DESCRIBE and READ on the topic"),
-        (ResourceType.TOPIC, "{0}.alerts", "WRITE too if it is one of ours"),
+        (ResourceType.TOPIC, "{0}.alerts", "grant this user WRITE"),
         (ResourceType.GROUP, "{0}", "READ on the consumer groups"),
         (ResourceType.TRANSACTIONAL_ID, "{0}:w1", "WRITE on the transactional ids"),
     ],

@@ -82,15 +82,24 @@ def check_topics(settings: Settings) -> list[TopicCheck]:
 
 
 def require_topics(settings: Settings, names: Sequence[str]) -> None:
-    """Raise `Misconfigured` where one of these does not exist, as far as this user may see."""
+    """Raise `Misconfigured` where one of these does not exist or may not be written, as far as the broker tells.
+
+    Asked at the start, as an alerts topic may be written for the first time after days.
+    """
     if not names:
         return
     with mapping("looking for the topics to write"), administrator(settings) as admin:
-        missing = sorted(set(names) - set(admin.list_topics()))
-    if missing:
+        found = {one["name"]: one for one in admin.describe_topics(list(names)) if not one["error_code"]}
+    if missing := sorted(set(names) - set(found)):
         raise Misconfigured(
             f"the topic {' and '.join(missing)} does not exist: run `driftline topics create`. If it does, grant this "
             "user DESCRIBE and WRITE on it"
+        )
+    unsaid = ["WRITE"]  # an old broker does not tell: the first refused record will
+    if closed := sorted(name for name, one in found.items() if "WRITE" not in (one["authorized_operations"] or unsaid)):
+        raise Misconfigured(
+            f"the topic {' and '.join(closed)} may not be written: grant this user WRITE on it (docs/security.md has "
+            "the whole list), or set kafka.sasl_username to one who has it"
         )
 
 

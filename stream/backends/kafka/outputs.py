@@ -47,8 +47,8 @@ def transactional_id(settings: Settings, name: str) -> str:
 class KafkaOutputs:
     """One producer under a fixed transactional id, so that a restart aborts what its predecessor left open.
 
-    `topics` are those it will write: with one of them missing there is no producer, but `Misconfigured`. A record
-    of more than `largest_bytes` before compression is refused.
+    `topics` are those it will write: with one missing or closed to this user there is no producer, but
+    `Misconfigured`. A record of more than `largest_bytes` before compression is refused.
     """
 
     def __init__(
