@@ -1,6 +1,7 @@
 """Workers as processes, `driftline run`, on one real Kafka and one real Redis: what benchmarks of many start."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,16 +24,18 @@ from tests.servers.server import free_port
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 900
+ASK_S = 0.3
+"""Metrics cost the worker milliseconds to write: asked for more often they would be measured with it."""
 
 
 class Fleet:
     """The workers of one application, each a process with a port of its own."""
 
-    def __init__(self, site: tuple[str, str], partitions: int) -> None:
+    def __init__(self, site: tuple[str, str], partitions: int, session_s: float = 10) -> None:
         name = f"scale-{uuid4().hex[:8]}"
         values = {
             "application": {"name": name},
-            "kafka": {"bootstrap_servers": site[0]},
+            "kafka": {"bootstrap_servers": site[0], "session_timeout_s": session_s},
             "redis": {"url": site[1]},
             "topics": {"clickstream": f"{name}.clickstream", "purchases": f"{name}.purchases"},
             "tick": {"max_span_hours": 168, "idle_after_s": 1},
@@ -70,6 +73,17 @@ class Fleet:
         process.wait(60)
         del self.ports[name]
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nobody works within the block; shorter than their session, or they lose their tasks."""
+        for process in self.running.values():
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in self.running.values():
+                process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         for name in list(self.running):
             self.end(name, kill=True)
@@ -102,16 +116,16 @@ class Fleet:
             dead = [name for name, process in self.running.items() if process.poll() is not None]
             if dead:
                 raise RuntimeError(f"{dead[0]} ended: {(Path(self._directory.name) / f'{dead[0]}.err').read_text()}")
-            time.sleep(0.1)
+            time.sleep(ASK_S)
         return time.monotonic() - began
 
     def wait_until_ready(self) -> float:
         """Until every task is ready."""
         return self.wait(lambda: self.total("driftline_tasks/ready") == self.partitions, "all tasks ready")
 
-    def wait_for_events(self, count: int) -> float:
-        """Until so many were counted by those who run now."""
-        return self.wait(lambda: self.total("driftline_events_total") >= count, f"{count:,} events")
+    def wait_for_events(self, count: int, metric: str = "driftline_events_total") -> float:
+        """Until so many were counted, or learned, by those who run now."""
+        return self.wait(lambda: self.total(metric) >= count, f"{metric} {count:,}")
 
     def feed(
         self, records: Iterable[Record], rate: int = 0, stop: Flag | None = None, *, together: bool = False
@@ -155,9 +169,9 @@ class Fleet:
 
 
 @contextmanager
-def fleet(site: tuple[str, str], partitions: int) -> Iterator[Fleet]:
+def fleet(site: tuple[str, str], partitions: int, session_s: float = 10) -> Iterator[Fleet]:
     """A fleet whose processes end with the block."""
-    found = Fleet(site, partitions)
+    found = Fleet(site, partitions, session_s)
     try:
         yield found
     finally:

@@ -6,6 +6,7 @@ Each test ends with the oracle, which looks from outside and knows what must com
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -277,6 +278,29 @@ def test_a_stopped_workers_tasks_go_to_the_other_one_and_a_joining_one_takes_its
     assert third.said("tick"), "the joining worker was to take its share"
     assert third.stop() == 0, third.errors
     site.finish(second)
+
+
+def test_workers_restarted_in_turn_under_a_steady_stream_lose_and_repeat_nothing(site):
+    site.feed(0.3)
+    workers = {name: site.worker(name) for name in "abc"}
+    for worker in workers.values():
+        worker.wait_for(lambda worker=worker: any(line["tasks"] for line in worker.said("ready")), "tasks")
+    with ThreadPoolExecutor() as pool:
+        feeding = pool.submit(lambda: [site.feed(0.3 + 0.01 * step) or time.sleep(0.2) for step in range(70)])
+        for name, worker in workers.items():
+            assert worker.stop() == 0, worker.errors
+            workers[name] = site.worker(name)
+            workers[name].wait_for(
+                lambda name=name: any(line["tasks"] for line in workers[name].said("ready")), "tasks"
+            )
+        assert not feeding.done(), "the stream was to outlast the restarts"
+        feeding.result()
+    *others, last = workers.values()
+    site.wait_for_the_end(last)
+    for worker in others:
+        assert worker.said("tick"), "each was to go on with its share"
+        assert worker.stop() == 0, worker.errors
+    site.finish(last)
 
 
 def test_a_trainer_frozen_while_another_publishes_goes_on_from_the_newest_version(site):
