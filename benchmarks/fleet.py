@@ -9,12 +9,13 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from threading import Event as Flag
 from uuid import uuid4
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.backends.kafka import create_topics
@@ -94,7 +95,7 @@ class Fleet:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[name]}/metrics", timeout=5) as page:
                 text = page.read().decode()
-        except OSError:
+        except (OSError, HTTPException, KeyError):  # it starts, it ends
             return {}
         found: dict[str, float] = defaultdict(float)
         for family in text_string_to_metric_families(text):
@@ -150,6 +151,33 @@ class Fleet:
         producer.flush()
         producer.close()
         return sent
+
+    def wait_for_the_end(self) -> float:
+        """Until every record of the input is committed, as the broker says."""
+        servers, group = self.settings.kafka.bootstrap_servers, self.settings.application.name
+        places = [TopicPartition(topic, task) for topic in self.settings.inputs for task in range(self.partitions)]
+        with closing(KafkaConsumer(bootstrap_servers=servers)) as consumer:
+            ends = consumer.end_offsets(places)
+
+        def all_committed() -> bool:
+            with KafkaAdminClient(bootstrap_servers=servers) as admin:
+                found = admin.list_group_offsets({group: places})[group]
+            return all(found[place].offset >= end for place, end in ends.items() if end)
+
+        return self.wait(all_committed, "the end of the input")
+
+    def disk(self, topic: str) -> int:
+        """Bytes of a topic's log on the broker, as it is stored."""
+        with KafkaAdminClient(bootstrap_servers=self.settings.kafka.bootstrap_servers) as admin:
+            found = admin.describe_log_dirs([topic])
+        sizes = [
+            part["partition_size"]
+            for node in found
+            for log in node["log_dirs"]
+            for one in log["topics"]
+            for part in one["partitions"]
+        ]
+        return sum(sizes)
 
     def commits(self) -> dict[int, list[float]]:
         """When each task's ticks were written, seconds (Unix time), from the journal."""

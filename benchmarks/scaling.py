@@ -90,6 +90,9 @@ def workers(site: tuple[str, str], events: int) -> list[dict[str, Any]]:
                     "trainers": int(one.total("driftline_trainer_active")),
                     "versions": len(seen),
                     "version_spread_s": max(spread, default=0.0),
+                    "journal_disk_bytes": one.disk(one.settings.topic("journal")) / len(records),
+                    "version_disk_bytes": one.disk(one.settings.topic("models"))
+                    / max(one.samples(names[0])["driftline_model_version"], 1),
                 }
             )
             console.print(rows[-1])
@@ -121,10 +124,10 @@ def _watch(one: Fleet, seen: dict[int, dict[str, float]], stop: Flag) -> None:
                 seen[number].setdefault(name, time.monotonic())
 
 
-def handover(site: tuple[str, str], rate: int) -> dict[str, Any]:
+def handover(site: tuple[str, str], rate: int) -> list[dict[str, Any]]:
     """How long each customer's stream stands still while a worker joins, leaves, dies, or all are restarted in turn.
 
-    And whether anything was lost or repeated: the journal's count of each task's events is that of the input.
+    The one killed for good is the trainer: how long until another learns.
     """
     rows = []
     with fleet(site, PARTITIONS) as one:
@@ -136,7 +139,7 @@ def handover(site: tuple[str, str], rate: int) -> dict[str, Any]:
         records = clicks(rate * 300)
         feeding = Thread(target=lambda: sent.append(one.feed(records, rate, stop)))
         feeding.start()
-        windows, trained = [], list[float]()
+        windows, next_trainer_s = [], 0.0
 
         def disturb(what: str, act: Callable[[], None]) -> None:
             began = time.time()
@@ -148,7 +151,8 @@ def handover(site: tuple[str, str], rate: int) -> dict[str, Any]:
 
         def end_for_good(trainer: str) -> None:
             one.end(trainer, kill=True)
-            trained.append(one.wait(lambda: one.total("driftline_trainer_active") == 1, "another trainer"))
+            nonlocal next_trainer_s
+            next_trainer_s = one.wait(lambda: one.total("driftline_trainer_active") == 1, "another trainer")
 
         def restart_all() -> None:
             for name in list(one.running):
@@ -169,7 +173,7 @@ def handover(site: tuple[str, str], rate: int) -> dict[str, Any]:
         disturb("all are restarted in turn", restart_all)
         stop.set()
         feeding.join()
-        one.wait(lambda: one.total("driftline_input_lag_records") == 0, "the rest of the input")
+        one.wait_for_the_end()
         time.sleep(2)
         commits = one.commits()
     for what, began, ended in windows:
@@ -180,7 +184,8 @@ def handover(site: tuple[str, str], rate: int) -> dict[str, Any]:
         ("what happens", "median task, s", "worst task, s"),
         [(row["what"], f"{row['median_s']:.1f}", f"{row['worst_s']:.1f}") for row in rows],
     )
-    return rows
+    print(f"another trainer {next_trainer_s:.1f} s after the one was killed")
+    return [*rows, {"what": "another trainer", "after_s": next_trainer_s}]
 
 
 def _longest_gap(times: Sequence[float], began: float, ended: float) -> float:
@@ -204,6 +209,7 @@ def customers(site: tuple[str, str], count: int) -> dict[str, Any]:
         result["cpu_us"] = (one.samples("w0")["process_cpu_seconds_total"] - spent) / count * 1e6
         result["redis_bytes"] = store.info("memory")["used_memory"]
         result["journal_bytes"] = one.samples("w0")["driftline_journal_bytes_total"]
+        result["journal_disk_bytes"] = one.disk(one.settings.topic("journal"))
         one.end("w0")
         result["start_s"] = _started(one)
         one.end("w0")
@@ -217,6 +223,11 @@ def customers(site: tuple[str, str], count: int) -> dict[str, Any]:
         [
             ("Redis", f"{result['redis_bytes'] / 1e6:,.0f} MB", f"{result['redis_bytes'] / count:,.0f} bytes"),
             ("journal", f"{result['journal_bytes'] / 1e6:,.0f} MB", f"{result['journal_bytes'] / count:,.0f} bytes"),
+            (
+                "journal on disk",
+                f"{result['journal_disk_bytes'] / 1e6:,.0f} MB",
+                f"{result['journal_disk_bytes'] / count:,.0f} bytes",
+            ),
             (
                 "worker's memory",
                 f"{result['worker_bytes'] / 1e6:,.0f} MB",
