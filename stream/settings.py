@@ -200,7 +200,7 @@ class Customers(Section):
 
     retention_days: float = Field(730.0, ge=1, description="a customer silent for this long is forgotten, d")
     anonymous_retention_days: float = Field(30.0, ge=1, description="the same for anonymous customers, d")
-    cache_rows: int = Field(200_000, ge=1_000, description="rows kept in memory per task (0.8 kB each)")
+    cache_rows: int = Field(200_000, ge=1_000, description="rows kept in memory per task (0.93 kB each)")
 
 
 class Models(Section):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from benchmarks import capacity
 from stream import cli, worker
 from stream.backends.http import HttpServer
 from stream.cli.run import stalled_after_s
@@ -238,8 +239,9 @@ def test_a_rollout_waits_until_the_group_has_noticed() -> None:
 
 def test_the_last_worker_left_has_memory_for_all_tasks() -> None:
     (size,) = re.findall(r"^(\d+)Mi$", WORKER["resources"]["limits"]["memory"])
-    rows = partitions() * settings().customers.cache_rows * ROW.itemsize
-    assert int(size) * 2**20 >= 2 * rows  # as much again for what is not rows
+    rows = partitions() * settings().customers.cache_rows
+    assert ROW.itemsize < capacity.ROW_BYTES < ROW.itemsize + 200  # its place in the index
+    assert int(size) * 2**20 >= rows * capacity.ROW_BYTES + capacity.WORKER_BYTES
     assert WORKER["resources"]["requests"]["memory"] == WORKER["resources"]["limits"]["memory"]
 
 
