@@ -95,7 +95,7 @@ def main() -> int:
     for name in arguments.targets or TARGETS:
         kept &= outcome(name, arguments.runs, uncompiled=False)
         if TARGETS[name].loops:
-            kept &= outcome(name, max(arguments.runs // 100, 1), uncompiled=True)
+            kept &= outcome(name, max(arguments.runs // TARGETS[name].loops, 1), uncompiled=True)
     return 0 if kept else 1
 
 
