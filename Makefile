@@ -15,8 +15,9 @@ SEEDS ?= 0:10000
 SPEED ?= 21600
 SEED ?= 1
 ROUNDS ?= 20
+RUNS ?= 10000
 
-.PHONY: demo up down status test check simulate faults bench bench-models bench-peers lock clean help
+.PHONY: demo up down status test check simulate faults fuzz audit bench bench-models bench-peers lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
@@ -39,13 +40,20 @@ check: $(READY)  ## lint, types, import directions, unit and contract tests, exa
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(RUN) pytest --doctest-modules --ignore=tests/integration --ignore=tests/simulation --ignore=tests/faults tests stream online_models docs
+	$(RUN) pytest --doctest-modules --ignore=tests/integration --ignore=tests/simulation --ignore=tests/faults --ignore=tests/fuzz tests stream online_models docs
 
 simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
 	$(RUN) tests.simulation --seeds $(SEEDS)
 
 faults: $(READY)  ## schedules of faults on a real Kafka and a real Redis, about 20 s a round; SEED=1 ROUNDS=20
 	$(RUN) tests.faults --seed $(SEED) --rounds $(ROUNDS)
+
+fuzz: $(READY)  ## bad input under a coverage-guided fuzzer; RUNS=inputs per target, TARGETS="events tick" for some
+	$(RUN) uv pip install --quiet --python $(VENV)/bin/python --group fuzz
+	$(RUN) tests.fuzz --runs $(RUNS) $(TARGETS)
+
+audit: $(READY)  ## known vulnerabilities of what requirements-dev.lock pins; asks the services of pypi.org
+	$(RUN) uv tool run pip-audit --requirement requirements-dev.lock --no-deps --disable-pip
 
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker

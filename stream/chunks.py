@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from stream.errors import Damaged
 from stream.ports import Outgoing
 
 CHUNK_BYTES = 900_000
@@ -25,6 +26,22 @@ def chunked(topic: str, partition: int, key: bytes, data: bytes, headers: Mappin
     ]
 
 
+def place_of(headers: tuple[tuple[str, bytes], ...]) -> tuple[int, int]:
+    """Which chunk a record is, and of how many.
+
+    Raises:
+        Damaged: the header says neither.
+    """
+    said = dict(headers).get(CHUNK_HEADER, b"0/1")
+    place, _, count = said.partition(b"/")
+    if not (len(said) < 20 and place.isdigit() and count.isdigit() and int(place) < int(count)):
+        raise Damaged(
+            f"a record's header {CHUNK_HEADER} is {said[:40]!r}, not a place and a number as in 0/2: something else "
+            'writes where only Driftline may; see "Damaged records" in docs/runbook.md'
+        )
+    return int(place), int(count)
+
+
 class Chunks:
     """Puts the chunks of journal records together again."""
 
@@ -34,17 +51,20 @@ class Chunks:
     def add(self, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> bytes | None:
         """The whole record once its last chunk has come, None before.
 
+        Raises:
+            Damaged: the header does not say which chunk it is.
+
         >>> chunks = Chunks()
         >>> chunks.add(b"ab", (("driftline-chunk", b"0/2"),)), chunks.add(b"cd", (("driftline-chunk", b"1/2"),))
         (None, b'abcd')
         """
-        place, _, count = dict(headers).get(CHUNK_HEADER, b"0/1").partition(b"/")
-        if place == b"0":
+        place, count = place_of(headers)
+        if place == 0:
             self._parts.clear()
-        elif len(self._parts) != int(place):
+        elif len(self._parts) != place:
             return None  # the chunks before were removed by retention: the record is gone
         self._parts.append(value)
-        if len(self._parts) < int(count):
+        if len(self._parts) < count:
             return None
         whole = b"".join(self._parts)
         self._parts.clear()

@@ -15,6 +15,7 @@
         ├── StoreAhead        Redis knows ticks that Kafka does not
         ├── JournalGap        the journal no longer holds what Redis lacks
         ├── NewerSchema       a record was written by a newer release
+        ├── Damaged           a record of ours is not as Driftline writes it
         ├── Misconfigured     topics, partitions or partitioner do not fit together
         └── TooManyDeadLetters
 
@@ -89,6 +90,10 @@ class JournalGap(Refused):
 
 class NewerSchema(Refused):
     """Written by a newer release than this one."""
+
+
+class Damaged(Refused):
+    """One of our own records holds what no release writes: somebody else wrote it, or it was cut or changed."""
 
 
 class Misconfigured(Refused):

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -23,6 +23,10 @@ from stream.errors import SettingsError
 from stream.events import EventRules
 
 ENVIRONMENT_PREFIX = "DRIFTLINE_"
+MAX_FILE_BYTES = 65_536
+"""Settings are a few kilobytes; tomllib takes 14 s for 400 kB of dotted keys."""
+MOST = 10**10
+"""Of any number without a limit of its own: in days it is still a time in milliseconds."""
 
 
 class Section(BaseModel):
@@ -335,15 +339,26 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
 
 def parse(tables: Mapping[str, Any]) -> Settings:
     """Settings from nested tables, as they stand in the file."""
+    faults: list[str] = []
+    settings = Settings()
     try:
         settings = Settings.model_validate(tables)
+        faults += _beyond(settings)
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors(include_url=False)]
-        raise SettingsError("the settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+        faults += [_fault(fault) for fault in error.errors(include_url=False)]
+    if faults:
+        raise SettingsError("the settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     faults = list(_contradictions(settings))
     if faults:
         raise SettingsError("the settings contradict each other:\n" + "\n".join(f"  {fault}" for fault in faults))
     return settings
+
+
+def _beyond(settings: Settings) -> Iterator[str]:
+    for section, table in settings:
+        for key, value in table:
+            if isinstance(value, int | float) and value > MOST:
+                yield f"{section}.{key}: takes at most {MOST:,}, found {_shown(value)}"
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -387,11 +402,17 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise SettingsError(f"the settings file {path} has more than {MAX_FILE_BYTES} bytes; is it another file?")
+        return tomllib.loads(data.decode())
     except OSError as error:
         raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the settings file {path} is not TOML: {error}") from None
+    except ValueError as error:  # tomllib lets those of Python's numbers through
+        raise SettingsError(f"the settings file {path} is not TOML: {str(error)[:200]}") from None
+    except RecursionError:
+        raise SettingsError(f"the settings file {path} nests its tables too deeply; they go two levels down") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, str], Any]:
@@ -402,6 +423,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, str], A
             raise SettingsError(f"the environment variable {name} is not read; did you mean {meant}?")
         section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if name.startswith(ENVIRONMENT_PREFIX) and key:
+            try:
+                (name + value).encode()
+            except UnicodeEncodeError:
+                raise SettingsError(f"the environment variable {ascii(name)[:100]} is not UTF-8; set it anew") from None
             # rates is the one table among the keys: it comes as JSON.
             found[section, key] = _json_or_text(value) if (section, key) == ("application", "rates") else value
     return found
@@ -415,15 +440,25 @@ def _json_or_text(value: str) -> Any:
 
 
 def _fault(fault: Any) -> str:
-    path = [str(part) for part in fault["loc"]]
+    path = [str(part)[:100] for part in fault["loc"]]
     where = ".".join(path)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
         return f"{where}: no such setting; nearest: {'.'.join([*path[:-1], _nearest(path[-1], known)])}"
     secret = any(word in path[-1] for word in ("password", "url"))
-    found = f"found {fault['input']!r}" if len(path) > 1 else f"found {type(fault['input']).__name__}, not a table"
+    found = (
+        f"found {_shown(fault['input'])}" if len(path) > 1 else f"found {type(fault['input']).__name__}, not a table"
+    )
     shown = "" if secret else f", {found}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # an integer may have more digits than Python writes
+        return f"{type(value).__name__} too large to be shown"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -436,7 +471,7 @@ def _known_keys(path: list[str]) -> list[str]:
 
 
 def _nearest(name: str, known: Any) -> str:
-    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.0)), "none")
+    return next(iter(difflib.get_close_matches(name[:100], list(known), 1, 0.0)), "none")
 
 
 _MISSPELT = {

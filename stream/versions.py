@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from stream.chunks import CHUNK_HEADER
+from stream.chunks import place_of
 from stream.events import Record
 from stream.ports import Topic
+from stream.processing import sections
 from stream.processing.version import Version, from_bytes
 
 KEY = "version/"
@@ -40,7 +41,7 @@ class Versions:
         while records := self._topic.read(0, self._position, 100):
             self._position = records[-1].offset + 1
             for record in records:
-                key = (record.key or b"").decode()
+                key = _key(record)
                 if key.startswith(CONFIG_KEY) and record.value is not None:
                     self.configs[key.removeprefix(CONFIG_KEY)] = record.value
             for number, record in _of_versions(records):
@@ -69,17 +70,23 @@ class Versions:
 def _of_versions(records: Sequence[Record]) -> Iterator[tuple[int, Record]]:
     """The records of versions among others, with the version's number."""
     for record in records:
-        key = (record.key or b"").decode()
+        key = _key(record)
         if key.startswith(KEY):
-            yield int(key.split("/")[1]), record
+            with sections.reading(f"the key {key[:80]!r} of a model version"):
+                number = int(key.split("/")[1])
+            yield number, record
+
+
+def _key(record: Record) -> str:
+    return (record.key or b"").decode(errors="backslashreplace")
 
 
 def _joined(parts: dict[int, dict[int, bytes]], number: int, record: Record) -> bytes | None:
     """Put a chunk to the others of its version; the whole once it is complete."""
-    place, _, count = dict(record.headers)[CHUNK_HEADER].partition(b"/")
+    place, count = place_of(record.headers)
     mine = parts.setdefault(number, {})
-    mine[int(place)] = record.value or b""
-    if len(mine) < int(count):
+    mine[place] = record.value or b""
+    if len(mine) < count or any(i not in mine for i in range(count)):
         return None
     whole = parts.pop(number)
-    return b"".join(whole[i] for i in range(int(count)))
+    return b"".join(whole[i] for i in range(count))

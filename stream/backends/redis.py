@@ -31,7 +31,8 @@ from stream.diagnosis.facts import RedisFacts, Rights
 from stream.errors import CannotTell, DriftlineError, Misconfigured, RowsLost, StoreUnavailable, TaskLost
 from stream.ports import Marker
 from stream.privileges import REDIS_ASIDE, REDIS_CLUSTER, REDIS_WORKER, redis_rule
-from stream.processing.customer import Rows, as_read, as_written
+from stream.processing import sections
+from stream.processing.customer import ROWS, Rows, as_read, as_written
 from stream.processing.journal import TaskState, check_schema
 from stream.settings import Redis as RedisSettings
 from stream.settings import Settings
@@ -264,7 +265,13 @@ class RedisStore:
 
     def _row(self, customer: str, data: bytes) -> bytes:
         schema = int.from_bytes(data[:2], "little")
-        check_schema(schema, f"the row of customer {called(customer, self._naming) or '(not named)'}")
+        name = f"the row of customer {called(customer, self._naming) or '(not named)'}"
+        check_schema(schema, name)
+        if len(data) != 2 + ROWS[schema].itemsize:
+            raise RowsLost(
+                f"{name} in Redis has {len(data)} bytes, not {2 + ROWS[schema].itemsize}: something else wrote it. The "
+                "task is rebuilt from the journal"
+            )
         return as_read(data[2:], schema).tobytes()
 
     @contextmanager
@@ -317,10 +324,12 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 def _marker(body: bytes | None) -> Marker | None:
     if body is None:
         return None
-    values = orjson.loads(body)
-    return Marker(
-        TaskState.from_json(values["state"]), values["generation"], values["journal_offset"], values["partitions"]
-    )
+    with sections.reading("a task's marker in Redis"):
+        values = orjson.loads(body)
+        numbers = values["generation"], values["journal_offset"], values["partitions"]
+        if any(type(number) is not int for number in numbers):
+            raise TypeError(f"generation, journal_offset and partitions are {numbers}")
+        return Marker(TaskState.from_json(values["state"]), *numbers)
 
 
 class RedisQuestions(RedisStore):

@@ -1,7 +1,7 @@
 """The journal record of a tick: what it read, what it made of it, and everything needed to run it again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,9 +53,24 @@ class TaskState:
 
         Raises:
             NewerSchema: written by a newer release.
+            Damaged: it holds what no release writes.
         """
-        check_schema(values.get("schema", 1), "the state of a task")
-        return cls(**{"schema": 1, **values, "wave": Wave(**values["wave"])})
+        with sections.reading("the state of a task"):
+            check_schema(values.get("schema", 1), "the state of a task")
+            state = cls(**{"schema": 1, **values, "wave": Wave(**values["wave"])})
+            blank = cls()
+            for one in fields(cls):
+                _check_type(one.name, getattr(state, one.name), type(getattr(blank, one.name)))
+            for name in ("offsets", "highs", "alerted", "wave"):
+                whole: Any = getattr(state, name)
+                for value in whole if isinstance(whole, Wave) else whole.values():
+                    _check_type(name, value, int)
+            return state
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
 
 
 def check_schema(schema: int, what: str) -> None:
@@ -175,7 +190,13 @@ def decode(data: bytes) -> Entry:
 
     Raises:
         NewerSchema: written by a newer release.
+        Damaged: it holds what no release writes.
     """
+    with sections.reading("a journal record"):
+        return _checked(_decoded(data))
+
+
+def _decoded(data: bytes) -> Entry:
     header = sections.unpack_header(data)
     check_schema(header["v"], "a journal record")
 
@@ -199,7 +220,7 @@ def decode(data: bytes) -> Entry:
         ids("customers"),
         as_read(sections.raw(data, header, "rows"), header["schema"]),
         ids("forgotten"),
-        alerts_of(data),
+        _alerts(data, header, "alerts"),
         _alerts(data, header, "past") if "past" in header["sections"] else [],
         sections.section(data, header, "event_who"),
         sections.section(data, header, "event_uids"),
@@ -210,6 +231,57 @@ def decode(data: bytes) -> Entry:
         sections.section(data, header, "label_churned") if labelled else np.zeros(0, np.bool_),
         sections.section(data, header, "label_taken_ms") if labelled else np.zeros(0, np.int64),
     )
+
+
+HEADER_TYPES = {
+    "application": str,
+    "task": int,
+    "prev_seq": int,
+    "offsets_before": dict,
+    "wakes": list,
+    "released": list,
+    "model_version": int,
+    "config": str,
+    "code": str,
+    "partitions": int,
+    "customers": list,
+    "forgotten": list,
+}
+ARRAYS = {
+    "who": ("u4", 1),
+    "uids": ("u8", 1),
+    "features": ("f4", 2),
+    "scores": ("f4", 1),
+    "label_who": ("u4", 1),
+    "label_features": ("f4", 2),
+    "label_churned": ("?", 1),
+    "label_taken_ms": ("i8", 1),
+}
+
+
+def _checked(entry: Entry) -> Entry:
+    """The entry, if its parts fit together: the loops that take them are compiled, and check no bounds."""
+    for name, kind in HEADER_TYPES.items():
+        _check_type(name, getattr(entry, name), kind)
+    for name in ("wakes", "released", "customers", "forgotten"):
+        for text in getattr(entry, name):
+            _check_type(name, text, str)
+    for number in entry.offsets_before.values():
+        _check_type("offsets_before", number, int)
+    part_of(entry.code)
+    for name, (dtype, ndim) in ARRAYS.items():
+        array = getattr(entry, name)
+        if array.dtype != np.dtype(dtype) or array.ndim != ndim:
+            raise ValueError(f"{name} is an array of {array.dtype} with {array.ndim} dimensions")
+    everybody = len(entry.customers) + len(entry.forgotten)
+    if not (
+        len(entry.rows) == len(entry.customers)
+        and len(entry.who) == len(entry.uids) == len(entry.features) == len(entry.scores)
+        and len(entry.label_who) == len(entry.label_features) == len(entry.label_churned) == len(entry.label_taken_ms)
+        and all(not len(who) or who.max() < everybody for who in (entry.who, entry.label_who))
+    ):
+        raise ValueError("its parts are of different lengths")
+    return entry
 
 
 def _labels(entry: Entry) -> dict[str, sections.Section]:
@@ -236,14 +308,20 @@ class Label(NamedTuple):
 
 
 def label_of(data: bytes) -> Label:
-    """The label alone, without decoding the rest."""
-    header = sections.unpack_header(data)
-    return Label(header["state"]["seq"], header["code"], header["state"]["customers"])
+    """The label alone, without decoding the rest; raises as `decode` does."""
+    with sections.reading("a journal record"):
+        header = sections.unpack_header(data)
+        found = Label(header["state"]["seq"], header["code"], header["state"]["customers"])
+        for value, kind in zip(found, (int, str, int), strict=True):
+            _check_type("the label", value, kind)
+        part_of(found.code)
+        return found
 
 
 def alerts_of(data: bytes) -> list[Published]:
-    """The alerts alone, without decoding the rest."""
-    return _alerts(data, sections.unpack_header(data), "alerts")
+    """The alerts alone, without decoding the rest; raises as `decode` does."""
+    with sections.reading("a journal record"):
+        return _alerts(data, sections.unpack_header(data), "alerts")
 
 
 def _listed(alerts: Sequence[Published]) -> bytes:
@@ -252,4 +330,7 @@ def _listed(alerts: Sequence[Published]) -> bytes:
 
 def _alerts(data: bytes, header: Mapping[str, Any], section: str) -> list[Published]:
     listed = orjson.loads(sections.raw(data, header, section))
+    for alert in listed:
+        _check_type("an alert's key", alert["key"], str)
+        _check_type("an alert's id", alert["id"], str)
     return [Published(alert["key"], alert["id"], orjson.dumps(alert["value"])) for alert in listed]

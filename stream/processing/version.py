@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from online_models import ChurnRisk, IncrementalKMeans, ReferenceForest
-from stream.errors import NewerSchema
+from stream.errors import Damaged, NewerSchema
 from stream.processing import sections
 from stream.processing.names import ANOMALY_FEATURES, SEGMENT_FEATURES
 from stream.processing.segment_names import profile
@@ -77,38 +78,44 @@ def to_bytes(version: Version, header: Mapping[str, Any]) -> bytes:
         for name, model in (("anomaly", version.anomaly), ("segments", version.segments), ("churn", version.churn))
         for key, array in model.to_arrays().items()
     }
-    return sections.pack(
-        {
-            **header,
-            "schema": SCHEMA,
-            "version": version.number,
-            "parent": version.parent,
-            "segment_names": {str(key): name for key, name in version.segment_names.items()},
-            "segment_shares": {str(key): share for key, share in version.segment_shares.items()},
-            "learned": dict(version.learned),
-            "stream_time_ms": version.stream_time_ms,
-            "journal": {str(task): offset for task, offset in version.journal.items()},
-            "sha256": _digest(arrays),
-        },
-        arrays,
-    )
+    whole = {
+        **header,
+        "schema": SCHEMA,
+        "version": version.number,
+        "parent": version.parent,
+        "segment_names": {str(key): name for key, name in version.segment_names.items()},
+        "segment_shares": {str(key): share for key, share in version.segment_shares.items()},
+        "learned": dict(version.learned),
+        "stream_time_ms": version.stream_time_ms,
+        "journal": {str(task): offset for task, offset in version.journal.items()},
+        "sha256": _digest(arrays),
+    }
+    return sections.pack({**whole, "header_sha256": _seal(whole, arrays)}, arrays)
 
 
 def from_bytes(data: bytes) -> Version:
     """The version in a snapshot.
 
     Raises:
-        NewerSchema: written by a newer release, or not what its checksum says.
+        NewerSchema: written by a newer release.
+        Damaged: not what its checksums say.
     """
+    with sections.reading("a model snapshot"):
+        return _restored(data)
+
+
+def _restored(data: bytes) -> Version:
     header = sections.unpack_header(data)
     if header["schema"] != SCHEMA:
         raise NewerSchema(
-            f"model snapshot of schema {header['schema']}, this release reads {SCHEMA}; upgrade Driftline"
+            f"model snapshot of schema {str(header['schema'])[:40]}, this release reads {SCHEMA}; upgrade Driftline"
         )
     arrays = {name: sections.section(data, header, name).copy() for name in header["sections"]}
-    if _digest(arrays) != header["sha256"]:
-        raise NewerSchema(
-            f"model version {header['version']} does not match its sha256; delete that key from the topic"
+    whole = {name: value for name, value in header.items() if name not in ("sections", "header_sha256")}
+    # The release before seals its arrays alone.
+    if _digest(arrays) != header["sha256"] or _seal(whole, arrays) != header.get("header_sha256", _seal(whole, arrays)):
+        raise Damaged(
+            f"model version {str(header['version'])[:40]} does not match its sha256; delete that key from the topic"
         )
     return Version(
         header["version"],
@@ -134,6 +141,12 @@ def _churn(arrays: dict[str, NDArray[Any]]) -> ChurnRisk:
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
     return {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(name + "/")}
+
+
+def _seal(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Of the header, and of the types and shapes of the arrays: compiled loops take them as they are."""
+    shapes = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
+    return hashlib.sha256(orjson.dumps([header, shapes], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:

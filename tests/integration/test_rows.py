@@ -88,6 +88,20 @@ def test_rows_deleted_from_redis_are_missed_and_their_task_is_rebuilt(site: Any)
     assert "somebody deleted keys" in again.errors
 
 
+def test_rows_that_something_else_has_cut_in_redis_are_written_again_from_the_journal(site: Any) -> None:
+    site.feed(0.6)
+    worker = site.worker()
+    site.wait_for_the_end(worker)
+    assert worker.stop() == 0, worker.errors
+    with site.redis() as client:
+        for key in sorted(client.keys(f"{{{site.name}:p*}}:c:*"))[::2]:
+            client.set(key, client.get(key)[:-1])
+    site.feed()
+    again = site.worker()
+    site.finish(again)
+    assert "something else wrote it" in again.errors
+
+
 def test_silent_rows_wake_expire_by_a_tombstone_and_begin_anew(site: Any) -> None:
     site.set(CUSTOMERS__RETENTION_DAYS="2", CUSTOMERS__ANONYMOUS_RETENTION_DAYS="1", TICK__LIVE_WITHIN_S="1e6")
     now_ms = time.time_ns() // 1_000_000

@@ -91,7 +91,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(st.text(max_size=6), unique=True, max_size=4), JSON, st.integers(0, 2**53))
+@given(st.lists(st.text(max_size=6), unique=True, min_size=1, max_size=4), JSON, st.integers(0, 2**53))
 @examples(max_examples=150, deadline=None)
 def test_what_was_decoded_is_encoded_to_the_same_bytes(customers: list[str], alert: Any, number: int) -> None:
     alerts = [Published("key", "id", orjson.dumps(alert))]

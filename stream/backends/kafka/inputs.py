@@ -334,6 +334,8 @@ def stamped(group: str, task: int, found: Mapping[str, OffsetAndMetadata | None]
     try:
         (stamp,) = stamps
         values = orjson.loads(stamp)
+        if type(values["seq"]) is not int or type(values["inc"]) is not int:
+            raise TypeError
         return Committed(offsets, values["seq"], values["inc"])
     except (ValueError, KeyError, TypeError):
         raise Misconfigured(
