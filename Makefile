@@ -17,7 +17,7 @@ SEED ?= 1
 ROUNDS ?= 20
 RUNS ?= 10000
 
-.PHONY: demo up down status test check simulate faults fuzz audit bench bench-models bench-peers lock clean help
+.PHONY: demo up down status test check simulate faults fuzz audit bench soak bench-models bench-peers lock clean help
 
 demo: $(READY)  ## see alerts on a year of real purchases; needs nothing but Python
 	$(RUN) stream demo
@@ -57,6 +57,11 @@ audit: $(READY)  ## known vulnerabilities of what requirements-dev.lock pins; as
 
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker
+
+soak: $(READY)  ## a quarter of an hour at a steady rate with faults, and its picture in docs/soak.svg
+	$(RUN) uv pip install --quiet --python $(VENV)/bin/python --group bench
+	$(RUN) benchmarks.soak
+	$(RUN) benchmarks.soak --draw
 
 bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets (.npz, or a folder of ADBench's files), CDNOW=the lifetimes wheel, CLICKS=REES46's log
 	@test -n "$(DATA)" || { echo "give DATA=PATH: an .npz, or adbench/datasets/Classical of a clone of github.com/Minqi824/ADBench"; exit 2; }

@@ -42,7 +42,6 @@ PARTITIONS = 8
 DAY_EVENTS = 200_000
 """A lap of the same customers and sessions, each lap a day later: at 3,000 a second a day goes by in 67 s."""
 SAMPLE_S = 5.0
-FAULT_EVERY_S = 45.0
 STEADY, SHAKEN = "w0", "w1"
 """Faults of a worker hit the second one, so that the first one's memory has the whole time to grow."""
 console = Console(stderr=True, highlight=False)
@@ -152,7 +151,7 @@ def _alerts(one: Fleet) -> Counter[str]:
         return Counter(orjson.loads(record.value)["id"] for record in consumer)
 
 
-def run(minutes: float, rate: int, seed: int) -> int:
+def run(minutes: float, rate: int, seed: int, every_s: float, only: str | None) -> int:
     """Feed, disturb, sample; returns the exit code."""
     rng, sent, stop = random.Random(seed), Counter[str](), Flag()
 
@@ -186,9 +185,9 @@ def run(minutes: float, rate: int, seed: int) -> int:
         happened: list[tuple[float, str]] = []
         known = faults(one, kafka, store)
         waiting: list[str] = []
-        while time.monotonic() - began < minutes * 60 - FAULT_EVERY_S:
-            time.sleep(max(0.0, began + FAULT_EVERY_S * (len(happened) + 1) - time.monotonic()))
-            waiting = waiting or rng.sample(list(known), len(known))
+        while time.monotonic() - began < minutes * 60 - every_s:
+            time.sleep(max(0.0, began + every_s * (len(happened) + 1) - time.monotonic()))
+            waiting = waiting or ([only] if only else rng.sample(list(known), len(known)))
             what = waiting.pop()
             happened.append((round(time.monotonic() - began, 1), what))
             console.print(f"{happened[-1][0]:6.0f} s  {what}")
@@ -275,12 +274,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--rate", type=int, default=3_000, help="events a second (3,000)")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the faults (1)")
+    parser.add_argument("--every", type=float, default=45, metavar="SECONDS", help="between two faults (45)")
+    parser.add_argument("--only", metavar="FAULT", help="this one alone, by its name in the picture")
     parser.add_argument("--draw", action="store_true", help="run nothing; draw docs/soak.svg from the last run")
     parsed = parser.parse_args()
     if parsed.draw:
         draw(json.loads(RESULT.read_text()))
         return 0
-    return run(parsed.minutes, parsed.rate, parsed.seed)
+    return run(parsed.minutes, parsed.rate, parsed.seed, parsed.every, parsed.only)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,9 @@ def worker_frozen_and_replaced(round: "Round", draw: random.Random) -> Iterator[
     """It is taken for dead and started again under its name; then it goes on, and one of the two gives way."""
     name = round.freeze(round.somebody(draw))
     yield draw.uniform(0.1, 3)
-    running = round.workers.pop(name)
+    running = round.workers.pop(name, None)
+    if running is None:
+        return  # another fault has ended it meanwhile
     round.frozen.discard(name)
     round.strays.append((name, running))
     round.doubled.add(name)

@@ -241,7 +241,11 @@ def check_a_rewind(entry: Entry, before: TaskState, stored: Mapping[str, bytes])
 def check_alerts_are_those_of_the_journal(seen: Seen) -> None:
     journalled = [alert for ticks in seen.ticks.values() for one in ticks for alert in one.entry.alerts]
     of_journal = Counter((alert.key.encode(), alert.value) for alert in journalled)
-    assert Counter(seen.alerts) == of_journal, "the alerts are not those of the journal"
+    told = Counter(seen.alerts)
+    assert told == of_journal, (
+        f"the alerts are not those of the journal; only in the topic: {list(told - of_journal)[:3]}, only in the "
+        f"journal: {list(of_journal - told)[:3]}"
+    )
     past = {alert.id for ticks in seen.ticks.values() for one in ticks for alert in one.entry.past}
     told = past & {orjson.loads(value)["id"] for _, value in seen.alerts}
     assert not told, f"published although they are about history: {told}"
