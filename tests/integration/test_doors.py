@@ -359,7 +359,7 @@ def ask_redis(settings: Settings) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_who_is_refused_at_the_door_is_told_why_and_what_to_do(doors, monkeypatch, name):
     monkeypatch.setattr(client, "REQUEST_TIMEOUT_MS", 1_500)  # each attempt meets the same refusal
-    monkeypatch.setattr(client._refusals, "heard", (0.0, "", ""))
+    monkeypatch.setattr(client.refusals, "heard", (0.0, "", ""))
     doors.know(["somebody"])
     doors.redis_user("somebody", "~nothing")
     assert set(NAMES) == set(refusals(doors))

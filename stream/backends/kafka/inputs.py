@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ import orjson
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import consuming
 from stream.backends.kafka.batches import take_whole_batches
@@ -112,7 +111,8 @@ class KafkaInputs:
             self._note_answers()
             try:
                 # The metadata must be here before the group is joined, or the leader assigns no partitions for ever.
-                self.partitions = self._count_partitions()
+                known = consuming.known_to(self._consumer)
+                self.partitions = equal_counts(consuming.partition_counts(known, self.topics))
                 self._consumer.subscribe(list(self.topics), listener=_Listener(self))
             except BaseException:
                 self._consumer.close(autocommit=False)
@@ -147,10 +147,7 @@ class KafkaInputs:
         except BrokerUnavailable as error:
             if not self._open.seen:
                 raise
-            raise TransactionOpen(
-                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
-                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
-            ) from error
+            raise still_open(task) from error
         return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -231,19 +228,7 @@ class KafkaInputs:
             return None
         if self._silent_s() > self._settings.kafka.session_timeout_s:
             return None  # the client goes on calling itself a member; the group has given it up by now, or is frozen
-        tasks = frozenset(partition.partition for partition in assigned)
-        if any(task >= self.partitions for task in tasks):
-            raise Misconfigured(
-                f"the input topics had {self.partitions} partitions when this worker started, now partition "
-                f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
-                "input into topics of the former partition count and name those in topics.*, or give the application a "
-                "new name and feed it its history"
-            )
-        if len(assigned) != len(tasks) * len(self.topics):
-            raise Misconfigured(
-                f"the group assigned {sorted(assigned)}: a task came without all its topics. Let nothing else join the "
-                f"consumer group {self._group}"
-            )
+        tasks = tasks_of(assigned, self.topics, self.partitions, self._group)
         return Token(metadata.generation_id, tasks, Proof(epoch, metadata))
 
     def _note_answers(self) -> None:
@@ -301,25 +286,66 @@ class KafkaInputs:
     def _starts_early(self) -> bool:
         return self._settings.kafka.start_at == "earliest"
 
-    def _count_partitions(self) -> int:
-        counts = consuming.partition_counts(self._consumer, self.topics)
-        missing = [topic for topic, count in counts.items() if count == 0]
-        if missing:
-            raise Misconfigured(
-                f"the input topic {' and '.join(missing)} does not exist: create it, or run `driftline topics create`. "
-                "If it does, grant this user READ on it"
-            )
-        if len(set(counts.values())) != 1:
-            raise Misconfigured(
-                f"the input topics have {counts} partitions; a customer's events must lie in the same partition number "
-                "of each, so the counts must be equal: copy one into a new topic with "
-                "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
-            )
-        return counts[self.topics[0]]
+
+def equal_counts(counts: Mapping[str, int]) -> int:
+    """The number of partitions that each input topic has.
+
+    Raises:
+        Misconfigured: one does not exist, or they differ.
+    """
+    missing = [topic for topic, count in counts.items() if count == 0]
+    if missing:
+        raise Misconfigured(
+            f"the input topic {' and '.join(missing)} does not exist: create it, or run `driftline topics create`. "
+            "If it does, grant this user READ on it"
+        )
+    if len(set(counts.values())) != 1:
+        raise Misconfigured(
+            f"the input topics have {dict(counts)} partitions; a customer's events must lie in the same partition "
+            "number of each, so the counts must be equal: copy one into a new topic with "
+            "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
+        )
+    return next(iter(counts.values()))
 
 
-def stamped(group: str, task: int, found: Mapping[str, OffsetAndMetadata | None]) -> Committed | None:
-    """What a task's committed offsets say, from the offset and its metadata by topic; None where there is none.
+def tasks_of(assigned: Iterable[tuple[str, int]], topics: Sequence[str], partitions: int, group: str) -> frozenset[int]:
+    """The tasks that an assignment makes up.
+
+    Raises:
+        Misconfigured: partitions were added, or a task came without all its topics.
+    """
+    places = [(topic, partition) for topic, partition in assigned]
+    tasks = frozenset(partition for _, partition in places)
+    if any(task >= partitions for task in tasks):
+        raise Misconfigured(
+            f"the input topics had {partitions} partitions when this worker started, now partition "
+            f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
+            "input into topics of the former partition count and name those in topics.*, or give the application a "
+            "new name and feed it its history"
+        )
+    if len(places) != len(tasks) * len(topics):
+        raise Misconfigured(
+            f"the group assigned {sorted(places)}: a task came without all its topics. Let nothing else join the "
+            f"consumer group {group}"
+        )
+    return tasks
+
+
+def still_open(task: int) -> TransactionOpen:
+    """What is said of a task whose committed offsets are not decided."""
+    return TransactionOpen(
+        f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
+        "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+    )
+
+
+def text_of(metadata: str | None) -> str:
+    """What was committed with an offset, without the zero byte that librdkafka puts behind it."""
+    return (metadata or "").rstrip("\0")
+
+
+def stamped(group: str, task: int, found: Mapping[str, Any]) -> Committed | None:
+    """What a task's committed offsets say, from its `offset` and `metadata` by topic; None where there is none.
 
     Raises:
         Misconfigured: the metadata are not the stamp of one tick.
@@ -327,7 +353,7 @@ def stamped(group: str, task: int, found: Mapping[str, OffsetAndMetadata | None]
     offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
     if not offsets:
         return None
-    stamps = {stamp.metadata for stamp in found.values() if stamp is not None}
+    stamps = {text_of(stamp.metadata) for stamp in found.values() if stamp is not None}
     if "" in stamps:
         return Committed(offsets, UNSTAMPED, UNSTAMPED)
     try:

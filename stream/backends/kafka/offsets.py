@@ -11,7 +11,7 @@ from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka.admin import administrator, configs_of, count_partitions
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, REQUEST_TIMEOUT_MS, connection, mapping
-from stream.backends.kafka.inputs import Proof
+from stream.backends.kafka.inputs import Proof, text_of
 from stream.diagnosis.facts import Place
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.ports import Token
@@ -66,7 +66,7 @@ def committed(settings: Settings, group: str, places: Iterable[Place]) -> dict[P
             asked, timeout_ms=3 * REQUEST_TIMEOUT_MS
         )
     found = {place: answer.get(place) for place in asked}
-    return {(place.topic, place.partition): (one.offset, one.metadata) for place, one in found.items() if one}
+    return {(place.topic, place.partition): (one.offset, text_of(one.metadata)) for place, one in found.items() if one}
 
 
 def members(settings: Settings) -> list[str]:

@@ -1,0 +1,331 @@
+"""The input topics as one member of the consumer group.
+
+librdkafka joins, sends heartbeats and fetches in threads of its own, and tells of a rebalance only inside a poll: what
+a token stands on changes in the worker's thread alone.
+"""
+
+import logging
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from stream.backends.kafka import consuming
+from stream.backends.kafka import inputs as kafka_inputs
+from stream.backends.kafka.admin import leave
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, fenced, unavailable
+from stream.backends.kafka.inputs import Proof, equal_counts, stamped, still_open, tasks_of
+from stream.backends.librdkafka.client import connection, heard, telling
+from stream.errors import BrokerUnavailable, Misconfigured
+from stream.events import Record
+from stream.ports import Committed, Polled, Token
+from stream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Place = tuple[str, int]
+
+HELD = 4_000
+"""Records of a full partition that are kept here: to pause it is to throw away all that was fetched of it."""
+FETCHED_RECORDS = 10_000
+FETCHED_KB = 16_384
+FETCH_WAIT_MS = 250
+"""Also how long a topic at its end takes to say so."""
+FETCH_AGAIN_MS = 10
+"""The client's second of rest, once enough was fetched, would be one without records."""
+ASK_AGAIN_S = 0.2
+FENCED = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
+"""Another client has taken this static member's place. The client tells it in the text of a fatal error."""
+LASTING = (
+    KafkaError._AUTO_OFFSET_RESET,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError._FATAL,
+)
+"""What a poll may find that waiting does not mend. A topic that brokers deny may be one they do not know yet."""
+
+
+class LibrdkafkaInputs:
+    """A static member with the range assignor, as `KafkaInputs` is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.topics: tuple[str, ...] = settings.inputs
+        self._group = settings.application.name
+        self._instance = f"{self._group}-{settings.application.instance}"
+        self._epoch = 0
+        self._assigned: frozenset[Place] = frozenset()
+        self._member = b""
+        self._forget()
+        kafka = settings.kafka
+        self._config = connection(kafka, f"driftline-{settings.application.instance}") | {"group.id": self._group}
+        with telling("joining the consumer group"):
+            self._consumer = Consumer(
+                self._config
+                | {
+                    "group.instance.id": self._instance,
+                    "isolation.level": "read_committed",
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "error",
+                    "partition.assignment.strategy": "range",
+                    "max.poll.interval.ms": max(
+                        kafka_inputs.MAX_POLL_INTERVAL_MS, round(kafka.session_timeout_s * 1000)
+                    ),
+                    "topic.metadata.refresh.interval.ms": kafka_inputs.METADATA_MAX_AGE_MS,
+                    "session.timeout.ms": round(kafka.session_timeout_s * 1000),
+                    "heartbeat.interval.ms": round(kafka.session_timeout_s * 1000 / 4),
+                    "check.crcs": True,
+                    "enable.partition.eof": True,
+                    "queued.min.messages": FETCHED_RECORDS,
+                    "queued.max.messages.kbytes": FETCHED_KB,
+                    "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
+                    "fetch.wait.max.ms": FETCH_WAIT_MS,
+                }
+            )
+            try:
+                self.partitions = equal_counts(consuming.partition_counts(self._count, self.topics))
+                self._consumer.subscribe(
+                    list(self.topics), on_assign=self._take_over, on_revoke=self._let_go, on_lost=self._lose
+                )
+            except BaseException:
+                self._consumer.close()
+                raise
+
+    def poll(self, timeout_s: float, full: frozenset[Place]) -> Polled:
+        epoch = self._epoch
+        with telling("polling the input topics"):
+            self._pause(full)
+            at_hand = any(records and place not in full for place, records in self._held.items())
+            # Asked for many records with a time-out, the client would wait for that many.
+            first = self._consumer.poll(0 if at_hand else timeout_s)
+            messages = [first, *self._consumer.consume(kafka_inputs.MAX_POLL_RECORDS - 1, 0)] if first else []
+            if any(map(Message.error, messages)):
+                messages = self._without_events(messages)
+            records = recorded(messages)
+        token = self._token()
+        if self._epoch != epoch:
+            return Polled((), token)  # of the assignment before: they are read again after recovery
+        if len(self._heard) < len(self._sought):
+            self._heard |= {(record.topic, record.partition) for record in records}
+        return Polled(self._not_full(records, full) if full or self._held else records, token)
+
+    def committed(self, task: int) -> Committed | None:
+        places = [TopicPartition(topic, task) for topic in self.topics]
+        doing = f"reading the committed offsets of task {task} in {' and '.join(self.topics)}"
+        with telling(doing):
+            try:
+                answer = self._consumer.committed(places, timeout=kafka_inputs.COMMITTED_TIMEOUT_MS / 1000)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError._TIMED_OUT and self._answers_without_waiting(places):
+                    raise still_open(task) from error
+                raise
+            for place in answer:
+                if place.error is not None:
+                    raise KafkaException(place.error)
+        return stamped(self._group, task, {place.topic: place if place.offset >= 0 else None for place in answer})
+
+    def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
+        if offsets is None:
+            side = 0 if self._settings.kafka.start_at == "earliest" else 1
+            offsets = {topic: self._ends(topic, task)[side] for topic in self.topics}
+        with telling(f"seeking task {task}"):
+            for topic in self.topics:
+                if (topic, task) in self._assigned:
+                    self._seek((topic, task), offsets[topic])
+        return offsets
+
+    def ends(self, task: int) -> Mapping[str, int]:
+        return {topic: self._ends(topic, task)[1] for topic in self.topics}
+
+    def ended(self, task: int, since: float = 0.0) -> frozenset[str]:
+        return frozenset(topic for topic in self.topics if self._has_ended((topic, task), since))
+
+    def heard_ends(self, task: int) -> Mapping[str, int]:
+        return {topic: self._end(topic, task) for topic in self.topics if (topic, task) in self._heard}
+
+    def holds(self, token: Token) -> bool:
+        """Whether the token is still that of the present assignment."""
+        return token == self._token()
+
+    def close(self) -> None:
+        try:
+            member = self._consumer.consumer_group_metadata()
+        except RuntimeError:
+            return  # closed already
+        with consuming.closing(f"a member of the group {self._group}"), telling("closing"):
+            self._consumer.close()
+        if self._settings.kafka.leave_on_stop and (member_id := member_of(member)):
+            leave(self._settings, self._group, self._instance, member_id)
+
+    # Called by the client, inside a poll
+
+    def _take_over(self, consumer: Consumer, assigned: Sequence[TopicPartition]) -> None:
+        """A new assignment: nothing of it is fetched before each task has been recovered and sought."""
+        self._forget()
+        self._epoch += 1
+        self._assigned = frozenset((place.topic, place.partition) for place in assigned)
+        # A start of the client's own choice would be looked up, and one that is out of range cannot be sought away.
+        consumer.assign([TopicPartition(*place, OFFSET_END) for place in self._assigned])
+        consumer.pause(_partitions(self._assigned))
+        self._paused |= self._assigned
+        with suppress(RuntimeError):  # closing: it is told to nobody
+            self._member = consumer.consumer_group_metadata()
+
+    def _let_go(self, consumer: Consumer, _revoked: Sequence[TopicPartition]) -> None:
+        """A rebalance has begun: whatever is in flight must not be committed."""
+        self._forget()
+        self._epoch += 1
+        self._assigned, self._member = frozenset(), b""
+        consumer.unassign()
+
+    def _lose(self, consumer: Consumer, lost: Sequence[TopicPartition]) -> None:
+        log.warning("%s", unavailable("the group has given this member up, or answers no heartbeat"))
+        self._let_go(consumer, lost)
+
+    # What is known of places
+
+    def _forget(self) -> None:
+        """Nothing is known of any place any more."""
+        self._sought: set[Place] = set()
+        self._paused: set[Place] = set()
+        self._heard: set[Place] = set()
+        self._held: defaultdict[Place, list[Record]] = defaultdict(list)
+        self._asked: dict[Place, float] = {}
+        self._said: dict[Place, tuple[int, float]] = {}
+
+    def _token(self) -> Token | None:
+        """Membership and assignment of one moment. Another generation than that of the assignment is one lost."""
+        if not self._member or self._consumer.consumer_group_metadata() != self._member:
+            return None
+        tasks = tasks_of(self._assigned, self.topics, self.partitions, self._group)
+        return Token(generation_of(self._member), tasks, Proof(self._epoch, self._member))
+
+    def _pause(self, full: frozenset[Place]) -> None:
+        rest = {place for place in self._assigned if place not in self._sought or len(self._held[place]) >= HELD}
+        pausing, resuming = rest - self._paused, self._paused - rest - full
+        if pausing:
+            self._consumer.pause(_partitions(pausing))
+        if resuming:
+            self._consumer.resume(_partitions(resuming))
+        self._paused = (self._paused | pausing) - resuming
+
+    def _not_full(self, records: Sequence[Record], full: frozenset[Place]) -> list[Record]:
+        """What is to be delivered of these and of what is held; the rest is held."""
+        for record in records:
+            self._held[record.topic, record.partition].append(record)
+        return [record for place in list(self._held) if place not in full for record in self._held.pop(place)]
+
+    def _without_events(self, messages: Iterable[Message]) -> list[Message]:
+        """Records alone; an end is noted, an error that waiting does not mend is raised."""
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+                continue
+            if error.code() == KafkaError._PARTITION_EOF:
+                place: Any = message.topic(), message.partition()
+                if place in self._sought:
+                    self._said[place] = int(message.offset() or 0), self._asked[place]
+                    self._heard.add(place)
+            elif FENCED in error.str():
+                raise fenced()
+            elif error.code() in LASTING:
+                raise KafkaException(error)
+            else:
+                heard(error)
+        return records
+
+    def _seek(self, place: Place, offset: int) -> None:
+        """Read on from an offset; whatever was fetched before, ends included, is thrown away by the client."""
+        self._held.pop(place, None)
+        self._consumer.seek(TopicPartition(*place, offset))
+        self._sought.add(place)
+        self._asked[place] = time.monotonic()
+
+    def _has_ended(self, place: Place, since: float) -> bool:
+        """An end is told once: to hear of it again the partition is sought to where it is, which asks its leader."""
+        offset, at = self._said.get(place, (-1, 0.0))
+        if offset < 0 or self._held.get(place) or self._end(*place) != offset:
+            return False
+        if at < since and self._asked[place] < since:
+            with telling("asking for the end of a topic"):
+                self._seek(place, offset)
+        return at >= since
+
+    def _end(self, topic: str, partition: int) -> int:
+        """As last heard, what belongs to open transactions included; nobody is asked."""
+        return int(self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)[1])
+
+    def _ends(self, topic: str, partition: int) -> tuple[int, int]:
+        patience_until = time.monotonic() + REQUEST_TIMEOUT_MS / 1000
+        while True:  # a leader that has moved is not looked for by the client
+            left_s = max(patience_until - time.monotonic(), 0.1)
+            try:
+                with telling(f"asking where {topic}-{partition} ends"):
+                    found = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), left_s)
+                    if found is None:
+                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+                    return found
+            except BrokerUnavailable:
+                if time.monotonic() > patience_until:
+                    raise
+                time.sleep(ASK_AGAIN_S)
+
+    def _answers_without_waiting(self, places: list[TopicPartition]) -> bool:
+        """Whether the group's coordinator tells offsets to whoever does not ask for open transactions."""
+        hasty = Consumer(self._config | {"isolation.level": "read_uncommitted"})
+        try:
+            hasty.committed(places, timeout=kafka_inputs.COMMITTED_TIMEOUT_MS / 1000)
+        except KafkaException:
+            return False
+        finally:
+            hasty.close()
+        return True
+
+    def _count(self, topic: str) -> int:
+        found = self._consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_MS / 1000).topics[topic]
+        return len(found.partitions)
+
+
+def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
+    return [TopicPartition(*place) for place in places]
+
+
+def generation_of(member: bytes) -> int:
+    """The generation in a consumer's group metadata as librdkafka writes them (`CGMDv2`): after seven bytes of name."""
+    name, generation = struct.unpack_from("=7si", member)
+    if name != b"CGMDv2:":
+        raise Misconfigured(f"confluent-kafka writes group metadata as {name!r}: `pip install driftline[librdkafka]`")
+    return int(generation)
+
+
+def member_of(member: bytes) -> str:
+    """The id that the group gave this member; empty while it is none."""
+    return member[11:].split(b"\0")[1].decode()
+
+
+def recorded(messages: Sequence[Message]) -> list[Record]:
+    """Records of messages, column by column: no line of Python runs for each."""
+    headers = [_headers(found) if found else () for found in map(Message.headers, messages)]
+    columns: tuple[Any, ...] = (
+        map(Message.topic, messages),
+        map(Message.partition, messages),
+        map(Message.offset, messages),
+        map(itemgetter(1), map(Message.timestamp, messages)),
+        map(Message.key, messages),
+        map(Message.value, messages),
+        headers,
+    )
+    return list(map(partial(tuple.__new__, Record), zip(*columns, strict=True)))
+
+
+def _headers(found: Any) -> tuple[tuple[str, bytes], ...]:
+    return tuple((key, value or b"") for key, value in found)
