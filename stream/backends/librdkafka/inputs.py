@@ -14,7 +14,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream.backends.kafka import consuming
 from stream.backends.kafka import inputs as kafka_inputs
@@ -101,6 +101,7 @@ class LibrdkafkaInputs:
     def poll(self, timeout_s: float, full: frozenset[Place]) -> Polled:
         epoch = self._epoch
         with telling("polling the input topics"):
+            self._begin()
             self._pause(full)
             at_hand = any(records and place not in full for place, records in self._held.items())
             # Asked for many records with a time-out, the client would wait for that many.
@@ -112,7 +113,7 @@ class LibrdkafkaInputs:
         token = self._token()
         if self._epoch != epoch:
             return Polled((), token)  # of the assignment before: they are read again after recovery
-        if len(self._heard) < len(self._sought):
+        if len(self._heard) < len(self._from):
             self._heard |= {(record.topic, record.partition) for record in records}
         return Polled(self._not_full(records, full) if full or self._held else records, token)
 
@@ -135,10 +136,10 @@ class LibrdkafkaInputs:
         if offsets is None:
             side = 0 if self._settings.kafka.start_at == "earliest" else 1
             offsets = {topic: self._ends(topic, task)[side] for topic in self.topics}
-        with telling(f"seeking task {task}"):
-            for topic in self.topics:
-                if (topic, task) in self._assigned:
-                    self._seek((topic, task), offsets[topic])
+        for place in ((topic, task) for topic in self.topics):
+            if place in self._assigned:
+                self._starting[place] = offsets[place[0]]
+                self._held.pop(place, None)
         return offsets
 
     def ends(self, task: int) -> Mapping[str, int]:
@@ -167,14 +168,11 @@ class LibrdkafkaInputs:
     # Called by the client, inside a poll
 
     def _take_over(self, consumer: Consumer, assigned: Sequence[TopicPartition]) -> None:
-        """A new assignment: nothing of it is fetched before each task has been recovered and sought."""
+        """A new assignment: nothing of it is fetched before each task has been recovered and started."""
         self._forget()
         self._epoch += 1
         self._assigned = frozenset((place.topic, place.partition) for place in assigned)
-        # A start of the client's own choice would be looked up, and one that is out of range cannot be sought away.
-        consumer.assign([TopicPartition(*place, OFFSET_END) for place in self._assigned])
-        consumer.pause(_partitions(self._assigned))
-        self._paused |= self._assigned
+        consumer.assign([])
         with suppress(RuntimeError):  # closing: it is told to nobody
             self._member = consumer.consumer_group_metadata()
 
@@ -193,7 +191,8 @@ class LibrdkafkaInputs:
 
     def _forget(self) -> None:
         """Nothing is known of any place any more."""
-        self._sought: set[Place] = set()
+        self._starting: dict[Place, int] = {}
+        self._from: dict[Place, int] = {}
         self._paused: set[Place] = set()
         self._heard: set[Place] = set()
         self._held: defaultdict[Place, list[Record]] = defaultdict(list)
@@ -207,8 +206,26 @@ class LibrdkafkaInputs:
         tasks = tasks_of(self._assigned, self.topics, self.partitions, self._group)
         return Token(generation_of(self._member), tasks, Proof(self._epoch, self._member))
 
+    def _begin(self) -> None:
+        """Have the client fetch from where tasks were started; the others go on from where they are.
+
+        Not by seeking: librdkafka 2.16 may go back to the offset of its own choice half a second after a seek.
+        """
+        if not self._starting:
+            return
+        self._consumer.resume(_partitions(self._paused))
+        self._paused.clear()
+        for place in self._consumer.position(_partitions(self._from)):
+            if place.offset >= 0:  # else nothing was read since it was told where from
+                self._from[place.topic, place.partition] = place.offset
+        self._from |= self._starting
+        self._starting.clear()
+        self._said.clear()
+        self._asked = dict.fromkeys(self._from, time.monotonic())
+        self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._from.items()])
+
     def _pause(self, full: frozenset[Place]) -> None:
-        rest = {place for place in self._assigned if place not in self._sought or len(self._held[place]) >= HELD}
+        rest = {place for place, held in self._held.items() if len(held) >= HELD}
         pausing, resuming = rest - self._paused, self._paused - rest - full
         if pausing:
             self._consumer.pause(_partitions(pausing))
@@ -232,7 +249,7 @@ class LibrdkafkaInputs:
                 continue
             if error.code() == KafkaError._PARTITION_EOF:
                 place: Any = message.topic(), message.partition()
-                if place in self._sought:
+                if place in self._from:
                     self._said[place] = int(message.offset() or 0), self._asked[place]
                     self._heard.add(place)
             elif FENCED in error.str():
@@ -243,21 +260,15 @@ class LibrdkafkaInputs:
                 heard(error)
         return records
 
-    def _seek(self, place: Place, offset: int) -> None:
-        """Read on from an offset; whatever was fetched before, ends included, is thrown away by the client."""
-        self._held.pop(place, None)
-        self._consumer.seek(TopicPartition(*place, offset))
-        self._sought.add(place)
-        self._asked[place] = time.monotonic()
-
     def _has_ended(self, place: Place, since: float) -> bool:
         """An end is told once: to hear of it again the partition is sought to where it is, which asks its leader."""
         offset, at = self._said.get(place, (-1, 0.0))
-        if offset < 0 or self._held.get(place) or self._end(*place) != offset:
+        if offset < 0 or place in self._starting or self._held.get(place) or self._end(*place) != offset:
             return False
         if at < since and self._asked[place] < since:
-            with telling("asking for the end of a topic"):
-                self._seek(place, offset)
+            with suppress(KafkaException):  # given up meanwhile: the next poll says so
+                self._consumer.seek(TopicPartition(*place, offset))
+                self._from[place], self._asked[place] = offset, time.monotonic()
         return at >= since
 
     def _end(self, topic: str, partition: int) -> int:
