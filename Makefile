@@ -15,6 +15,7 @@ SEEDS ?= 0:10000
 SPEED ?= 21600
 SEED ?= 1
 ROUNDS ?= 20
+CLIENT ?= kafka-python
 
 .PHONY: demo up down status test check simulate faults bench bench-models bench-peers lock clean help
 
@@ -44,8 +45,8 @@ check: $(READY)  ## lint, types, import directions, unit and contract tests, exa
 simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
 	$(RUN) tests.simulation --seeds $(SEEDS)
 
-faults: $(READY)  ## schedules of faults on a real Kafka and a real Redis, about 20 s a round; SEED=1 ROUNDS=20
-	$(RUN) tests.faults --seed $(SEED) --rounds $(ROUNDS)
+faults: $(READY)  ## schedules of faults on a real Kafka and a real Redis, about 20 s a round; SEED=1 ROUNDS=20 CLIENT=librdkafka
+	$(RUN) tests.faults --seed $(SEED) --rounds $(ROUNDS) --client $(CLIENT)
 
 bench: $(READY)  ## CPU time per event of the worker on a real Kafka and Redis
 	$(RUN) benchmarks.worker

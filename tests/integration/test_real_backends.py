@@ -24,6 +24,7 @@ from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka import outputs as kafka_outputs
 from stream.backends.kafka import topic as kafka_topic
 from stream.backends.kafka.client import mapped
+from stream.backends.kafka.offsets import committed
 from stream.backends.librdkafka import LibrdkafkaInputs, LibrdkafkaOutputs
 from stream.backends.librdkafka import inputs as librdkafka_inputs
 from stream.backends.librdkafka import outputs as librdkafka_outputs
@@ -565,6 +566,45 @@ def test_committed_does_not_answer_what_an_earlier_call_gave_up_waiting_for(
         inputs.poll(0.1, NOTHING)
     outputs.commit([note(on_kafka)], stamps(on_kafka, 2, 2), join(inputs))
     assert inputs.committed(0) == Committed(dict.fromkeys(on_kafka.inputs, 2), 2, 0)
+
+
+@pytest.mark.parametrize(("writes", "reads"), [("kafka-python", "librdkafka"), ("librdkafka", "kafka-python")])
+def test_what_one_client_has_committed_the_other_goes_on_from(kafka_bootstrap: str, writes: str, reads: str) -> None:
+    """librdkafka commits a zero byte behind each stamp."""
+    cluster = OnServers(bootstrap=kafka_bootstrap, client=writes)
+    try:
+        inputs = cluster.make_inputs()
+        token, outputs = join(inputs), cluster.make_outputs("one", inputs)
+        outputs.commit([note(cluster)], stamps(cluster, 7, seq=3, incarnation=2), token)
+        cluster.client = reads
+        later = cluster.make_inputs()
+        join(later)
+        assert later.committed(0) == Committed(dict.fromkeys(cluster.inputs, 7), 3, 2)
+        place = (cluster.inputs[0], 0)
+        assert committed(cluster.settings(), cluster.name, [place]) == {place: (7, '{"seq":3,"inc":2}')}
+    finally:
+        cluster.close()
+
+
+def test_a_header_key_that_is_not_utf_8_is_named_with_its_record_and_the_client_that_reads_it(
+    kafka_bootstrap: str,
+) -> None:
+    class Odd(str):
+        def encode(self, *_: object) -> bytes:
+            return b"\xff\xfe"
+
+    cluster = OnServers(bootstrap=kafka_bootstrap, client="librdkafka")
+    try:
+        cluster.produce(cluster.inputs[0], 0, b"k", b"fine")
+        cluster.produce(cluster.inputs[0], 0, b"k", b"odd", ((Odd("h"), b"1"),))
+        cluster.flush()
+        inputs = cluster.make_inputs()
+        join(inputs)
+        inputs.start(0, None)
+        with pytest.raises(Misconfigured, match=rf"{cluster.inputs[0]}-0-1.*set kafka\.client to kafka-python"):
+            poll_until(inputs, lambda records: len(records) > 1)
+    finally:
+        cluster.close()
 
 
 def commit_as_a_stranger(on_kafka: OnServers, metadata: str) -> KafkaInputs:

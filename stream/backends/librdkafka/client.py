@@ -48,9 +48,9 @@ def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def translated(error: KafkaError) -> Exception:
+def translated(error: KafkaError, whose: str = "") -> Exception:
     """The default client's error of the same meaning, so that what to do about it is said in one place."""
-    said = error.str()
+    said = f"{whose}: {error.str()}" if whose else error.str()
     if error.code() == KafkaError._SSL:
         said = f"[SSL: {said}]"
     return error_of(BY_LOCAL_CODE.get(error.code(), error.code()), said)
@@ -59,7 +59,7 @@ def translated(error: KafkaError) -> Exception:
 def heard(error: KafkaError) -> None:
     """Keep why connections fail: callers are told only that nothing has come in time."""
     refusals.hear(translated(error))
-    log.log(logging.ERROR if error.fatal() else logging.INFO, "%s", error)
+    log.debug("%s", error)  # as the client does
 
 
 @contextmanager

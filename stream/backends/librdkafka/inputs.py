@@ -21,7 +21,7 @@ from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka.admin import leave
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, fenced, unavailable
 from stream.backends.kafka.inputs import Proof, equal_counts, stamped, still_open, tasks_of
-from stream.backends.librdkafka.client import connection, heard, telling
+from stream.backends.librdkafka.client import connection, heard, telling, translated
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.events import Record
 from stream.ports import Committed, Polled, Token
@@ -63,40 +63,48 @@ class LibrdkafkaInputs:
         self._assigned: frozenset[Place] = frozenset()
         self._member = b""
         self._forget()
-        kafka = settings.kafka
-        self._config = connection(kafka, f"driftline-{settings.application.instance}") | {"group.id": self._group}
+        self._shaken = self._outdone = False
+        self._config = connection(settings.kafka, f"driftline-{settings.application.instance}")
+        self._config |= {"group.id": self._group}
         with telling("joining the consumer group"):
-            self._consumer = Consumer(
-                self._config
-                | {
-                    "group.instance.id": self._instance,
-                    "isolation.level": "read_committed",
-                    "enable.auto.commit": False,
-                    "enable.auto.offset.store": False,
-                    "auto.offset.reset": "error",
-                    "partition.assignment.strategy": "range",
-                    "max.poll.interval.ms": max(
-                        kafka_inputs.MAX_POLL_INTERVAL_MS, round(kafka.session_timeout_s * 1000)
-                    ),
-                    "topic.metadata.refresh.interval.ms": kafka_inputs.METADATA_MAX_AGE_MS,
-                    "session.timeout.ms": round(kafka.session_timeout_s * 1000),
-                    "heartbeat.interval.ms": round(kafka.session_timeout_s * 1000 / 4),
-                    "check.crcs": True,
-                    "enable.partition.eof": True,
-                    "queued.min.messages": FETCHED_RECORDS,
-                    "queued.max.messages.kbytes": FETCHED_KB,
-                    "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
-                    "fetch.wait.max.ms": FETCH_WAIT_MS,
-                }
-            )
+            self._consumer = self._made()
             try:
                 self.partitions = equal_counts(consuming.partition_counts(self._count, self.topics))
-                self._consumer.subscribe(
-                    list(self.topics), on_assign=self._take_over, on_revoke=self._let_go, on_lost=self._lose
-                )
+                self._subscribe()
             except BaseException:
                 self._consumer.close()
                 raise
+
+    def _made(self) -> Consumer:
+        kafka = self._settings.kafka
+        session_ms = round(kafka.session_timeout_s * 1000)
+        return Consumer(
+            self._config
+            | {
+                "error_cb": self._hear,
+                "group.instance.id": self._instance,
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "partition.assignment.strategy": "range",
+                "max.poll.interval.ms": max(kafka_inputs.MAX_POLL_INTERVAL_MS, session_ms),
+                "topic.metadata.refresh.interval.ms": kafka_inputs.METADATA_MAX_AGE_MS,
+                "session.timeout.ms": session_ms,
+                "heartbeat.interval.ms": session_ms // 4,
+                "check.crcs": True,
+                "enable.partition.eof": True,
+                "queued.min.messages": FETCHED_RECORDS,
+                "queued.max.messages.kbytes": FETCHED_KB,
+                "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
+                "fetch.wait.max.ms": FETCH_WAIT_MS,
+            }
+        )
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            list(self.topics), on_assign=self._take_over, on_revoke=self._let_go, on_lost=self._lose
+        )
 
     def poll(self, timeout_s: float, full: frozenset[Place]) -> Polled:
         epoch = self._epoch
@@ -109,6 +117,9 @@ class LibrdkafkaInputs:
             messages = [first, *self._consumer.consume(kafka_inputs.MAX_POLL_RECORDS - 1, 0)] if first else []
             if any(map(Message.error, messages)):
                 messages = self._without_events(messages)
+            if self._outdone:
+                self._join_again()
+                return Polled((), None)
             records = recorded(messages)
         token = self._token()
         if self._epoch != epoch:
@@ -172,6 +183,7 @@ class LibrdkafkaInputs:
         self._forget()
         self._epoch += 1
         self._assigned = frozenset((place.topic, place.partition) for place in assigned)
+        self._shaken = False
         consumer.assign([])
         with suppress(RuntimeError):  # closing: it is told to nobody
             self._member = consumer.consumer_group_metadata()
@@ -186,6 +198,25 @@ class LibrdkafkaInputs:
     def _lose(self, consumer: Consumer, lost: Sequence[TopicPartition]) -> None:
         log.warning("%s", unavailable("the group has given this member up, or answers no heartbeat"))
         self._let_go(consumer, lost)
+
+    def _hear(self, error: KafkaError) -> None:
+        heard(error)
+        self._shaken = True
+
+    def _join_again(self) -> None:
+        """Go on as a new client under the old name.
+
+        librdkafka 2.16 that has lost its coordinator joins as a new member while a heartbeat of the old one is still to
+        be sent, and takes its answer for another client's. Was it another one, then that one is told so.
+        """
+        log.warning("the consumer fenced itself when it lost its coordinator: it joins again")
+        self._forget()
+        self._epoch += 1
+        self._assigned, self._member = frozenset(), b""
+        self._outdone = self._shaken = False
+        self._consumer.close()
+        self._consumer = self._made()
+        self._subscribe()
 
     # What is known of places
 
@@ -253,9 +284,11 @@ class LibrdkafkaInputs:
                     self._said[place] = int(message.offset() or 0), self._asked[place]
                     self._heard.add(place)
             elif FENCED in error.str():
-                raise fenced()
+                if not self._shaken:
+                    raise fenced()
+                self._outdone = True
             elif error.code() in LASTING:
-                raise KafkaException(error)
+                raise translated(error, message.topic() or self._group)
             else:
                 heard(error)
         return records
@@ -324,8 +357,20 @@ def member_of(member: bytes) -> str:
 
 
 def recorded(messages: Sequence[Message]) -> list[Record]:
-    """Records of messages, column by column: no line of Python runs for each."""
-    headers = [_headers(found) if found else () for found in map(Message.headers, messages)]
+    """Records of messages, column by column: most of it without a line of Python for each.
+
+    Raises:
+        Misconfigured: one has a header that cannot be read.
+    """
+    found: list[Any] = []
+    try:
+        found.extend(map(Message.headers, messages))
+    except (SystemError, UnicodeDecodeError) as error:  # the first is the second, as the client raises it
+        odd = messages[len(found)]
+        raise Misconfigured(
+            f"the record {odd.topic()}-{odd.partition()}-{odd.offset()} has a header key that is not UTF-8, which "
+            "confluent-kafka cannot read; set kafka.client to kafka-python"
+        ) from error
     columns: tuple[Any, ...] = (
         map(Message.topic, messages),
         map(Message.partition, messages),
@@ -333,10 +378,6 @@ def recorded(messages: Sequence[Message]) -> list[Record]:
         map(itemgetter(1), map(Message.timestamp, messages)),
         map(Message.key, messages),
         map(Message.value, messages),
-        headers,
+        [tuple((key, value or b"") for key, value in one) if one else () for one in found],
     )
     return list(map(partial(tuple.__new__, Record), zip(*columns, strict=True)))
-
-
-def _headers(found: Any) -> tuple[tuple[str, bytes], ...]:
-    return tuple((key, value or b"") for key, value in found)

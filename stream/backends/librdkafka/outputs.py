@@ -1,7 +1,7 @@
-"""The transactional writer. Every call of the client has a time-out: no watchdog is needed."""
+"""The transactional writer, with a watchdog: the client's time-outs do not hold where it waits for a coordinator."""
 
 import logging
-import time
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from stream.backends.kafka.admin import require_topics
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, REQUEST_TIMEOUT_MS
 from stream.backends.kafka.outputs import judged, stamp, transactional_id
-from stream.backends.librdkafka.client import connection, telling, translated
+from stream.backends.librdkafka.client import connection, heard, telling, translated
 from stream.errors import OutcomeUnknown, TaskLost
 from stream.ports import Offset, Outgoing, Token
 from stream.settings import Settings
@@ -39,27 +39,38 @@ class LibrdkafkaOutputs:
         self._largest_bytes = largest_bytes
         self._holds = holds
         self._producer: Producer | None = None
+        self._shaken = False
         self.reset()
 
     def commit(self, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token) -> Sequence[int]:
         producer = self._ensure()
+        producer.poll(0)
+        if self._shaken:
+            # librdkafka 2.16 keeps the coordinator that it had found, and waits for ever for one that was given up.
+            self.reset()
+            producer = self._ensure()
         if not self._holds(token):
             raise TaskLost("the assignment changed while the tick ran")
-        try:
-            return self._transact(producer, records, offsets, token)
-        except TaskLost:
-            self._abort(producer)
-            raise
-        except KafkaException as failure:
-            error = failure.args[0]
-            if error.code() in STALE:
-                self._abort(producer)
-                raise TaskLost(f"the group refused the offsets: {error.name()}") from failure
+        answer: list[list[int] | Exception] = []
+        thread = threading.Thread(
+            target=self._transact, args=(producer, records, offsets, token, answer), name="transaction", daemon=True
+        )
+        thread.start()
+        thread.join(self._settings.kafka.commit_timeout_s)
+        if not answer:
             self._discard()
-            raise judged(translated(error), records, self._largest_bytes) from failure
-        except BaseException:
-            self._discard()
-            raise
+            raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
+        if isinstance(answer[0], list):
+            return answer[0]
+        error = answer[0]
+        if isinstance(error, TaskLost):
+            raise error
+        self._discard()
+        if isinstance(error, SystemError):  # what a fatal error becomes that is told among delivery reports
+            raise OutcomeUnknown(f"{error.__cause__ or error}") from error
+        if not isinstance(error, KafkaException):
+            raise error  # a fault of ours: doing the same again would not mend it
+        raise judged(translated(error.args[0]), records, self._largest_bytes) from error
 
     def reset(self) -> None:
         self._discard()
@@ -69,9 +80,30 @@ class LibrdkafkaOutputs:
         self._discard()
 
     def _transact(
+        self,
+        producer: Producer,
+        records: Sequence[Outgoing],
+        offsets: Sequence[Offset],
+        token: Token,
+        answer: list[list[int] | Exception],
+    ) -> None:
+        try:
+            answer.append(self._written(producer, records, offsets, token))
+        except Exception as error:
+            stale = isinstance(error, TaskLost)
+            if isinstance(error, KafkaException) and error.args[0].code() in STALE:
+                error, stale = TaskLost(f"the group refused the offsets: {error.args[0].name()}"), True
+            if stale:
+                try:
+                    producer.abort_transaction()  # the client forgets the offsets with it
+                except KafkaException as failure:
+                    log.warning("aborting a transaction: %s", failure)
+                    self._shaken = True
+            answer.append(error)
+
+    def _written(
         self, producer: Producer, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token
     ) -> list[int]:
-        until = time.monotonic() + self._settings.kafka.commit_timeout_s
         written = [-1] * len(records)
         failed: list[KafkaError] = []
 
@@ -96,27 +128,18 @@ class LibrdkafkaOutputs:
             places = [TopicPartition(one.topic, one.task, one.next_offset, stamp(one)) for one in offsets]
             if not self._holds(token):
                 raise TaskLost("the assignment changed before the offsets were sent")
-            producer.send_offsets_to_transaction(places, token.proof.metadata, _left(until))
-        producer.flush(_left(until))
+            producer.send_offsets_to_transaction(places, token.proof.metadata)
+        producer.flush()
         if failed:
             raise KafkaException(failed[0])
-        if -1 in written:
-            raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
-        producer.commit_transaction(_left(until))
+        producer.commit_transaction()
         return written
-
-    def _abort(self, producer: Producer) -> None:
-        """End a transaction whose offsets the group refused: the client forgets them with it."""
-        try:
-            producer.abort_transaction(self._settings.kafka.commit_timeout_s)
-        except KafkaException as error:
-            log.warning("aborting a transaction: %s", error)
-            self._discard()
 
     def _ensure(self) -> Producer:
         if self._producer is None:
             require_topics(self._settings, self._topics)
             kafka = self._settings.kafka
+            transaction_ms = round(kafka.transaction_timeout_s * 1000)
             with telling(f"opening the transactional producer {self._name}"):
                 producer = Producer(
                     connection(kafka, f"driftline-{self._name}")
@@ -129,24 +152,27 @@ class LibrdkafkaOutputs:
                         "message.max.bytes": self._largest_bytes,
                         "partitioner": "murmur2_random",
                         "queue.buffering.max.messages": QUEUED_RECORDS,
-                        "transaction.timeout.ms": round(kafka.transaction_timeout_s * 1000),
-                        "message.timeout.ms": round(min(2 * REQUEST_TIMEOUT_MS, kafka.transaction_timeout_s * 1000)),
+                        "transaction.timeout.ms": transaction_ms,
+                        # Neither may be longer than a transaction.
+                        "message.timeout.ms": transaction_ms,
+                        "socket.timeout.ms": min(REQUEST_TIMEOUT_MS, transaction_ms),
                         "retry.backoff.ms": 20,
+                        "error_cb": self._hear,
                     }
                 )
                 try:
                     producer.init_transactions(REQUEST_TIMEOUT_MS / 1000)
                 finally:
                     producer.poll(0)  # has it say why not
-            self._producer = producer
+            self._producer, self._shaken = producer, False
         return self._producer
+
+    def _hear(self, error: KafkaError) -> None:
+        heard(error)
+        self._shaken = True
 
     def _discard(self) -> None:
         """Forget the producer; what it left open is decided when the next one of its name begins."""
         if self._producer is not None:
             self._producer.purge(blocking=False)
             self._producer = None
-
-
-def _left(until: float) -> float:
-    return max(0.0, until - time.monotonic())
