@@ -9,6 +9,7 @@ from kafka import ConsumerGroupMetadata, KafkaConsumer, TopicPartition
 from kafka.errors import CoordinatorNotAvailableError
 from kafka.structs import OffsetAndMetadata
 
+from stream.backends.kafka import consuming
 from stream.backends.kafka.admin import administrator, configs_of, count_partitions
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, REQUEST_TIMEOUT_MS, connection, mapping
 from stream.backends.kafka.inputs import Proof, text_of
@@ -134,6 +135,12 @@ def partitions_of(settings: Settings, topics: Sequence[str]) -> list[int]:
     """How many partitions each of these topics has; they must exist."""
     with mapping("describing topics"), administrator(settings) as admin:
         return [count_partitions(admin, name) for name in topics]
+
+
+def known_counts(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
+    """How many partitions each of these topics has, 0 where there is none of its name."""
+    with mapping("looking for the input topics"), closing(_consumer(settings, None)) as consumer:
+        return consuming.partition_counts(consuming.known_to(consumer), topics)
 
 
 def _consumer(settings: Settings, group: str | None) -> Any:

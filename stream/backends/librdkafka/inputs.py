@@ -21,6 +21,7 @@ from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka.admin import leave
 from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, fenced, unavailable
 from stream.backends.kafka.inputs import Proof, equal_counts, stamped, still_open, tasks_of
+from stream.backends.kafka.offsets import known_counts
 from stream.backends.librdkafka.client import connection, heard, telling, translated
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.events import Record
@@ -66,19 +67,15 @@ class LibrdkafkaInputs:
         self._shaken = self._outdone = False
         self._config = connection(settings.kafka, f"driftline-{settings.application.instance}")
         self._config |= {"group.id": self._group}
+        # Asked by the default client, which says why it is not let in; librdkafka would only not answer.
+        self.partitions = equal_counts(known_counts(settings, self.topics))
         with telling("joining the consumer group"):
-            self._consumer = self._made()
-            try:
-                self.partitions = equal_counts(consuming.partition_counts(self._count, self.topics))
-                self._subscribe()
-            except BaseException:
-                self._consumer.close()
-                raise
+            self._join()
 
-    def _made(self) -> Consumer:
+    def _join(self) -> None:
         kafka = self._settings.kafka
         session_ms = round(kafka.session_timeout_s * 1000)
-        return Consumer(
+        self._consumer = Consumer(
             self._config
             | {
                 "error_cb": self._hear,
@@ -100,8 +97,6 @@ class LibrdkafkaInputs:
                 "fetch.wait.max.ms": FETCH_WAIT_MS,
             }
         )
-
-    def _subscribe(self) -> None:
         self._consumer.subscribe(
             list(self.topics), on_assign=self._take_over, on_revoke=self._let_go, on_lost=self._lose
         )
@@ -215,8 +210,7 @@ class LibrdkafkaInputs:
         self._assigned, self._member = frozenset(), b""
         self._outdone = self._shaken = False
         self._consumer.close()
-        self._consumer = self._made()
-        self._subscribe()
+        self._join()
 
     # What is known of places
 
@@ -333,10 +327,6 @@ class LibrdkafkaInputs:
         finally:
             hasty.close()
         return True
-
-    def _count(self, topic: str) -> int:
-        found = self._consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_MS / 1000).topics[topic]
-        return len(found.partitions)
 
 
 def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
