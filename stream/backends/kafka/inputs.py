@@ -50,6 +50,39 @@ class _OpenTransactions(logging.Filter):
         return not found
 
 
+class CommittedOffsets:
+    """What a group has committed, asked by a consumer of it that waits for open transactions."""
+
+    def __init__(self, consumer: Any, group: str, topics: Sequence[str]) -> None:
+        self._consumer, self._group, self._topics = consumer, group, topics
+        self._open = _OpenTransactions()
+        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
+
+    def read(self, task: int) -> Committed | None:
+        """As `Inputs.committed`."""
+        # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with
+        # what was committed then (tests/integration/test_servers.py shows it): forget it.
+        coordinator = self._consumer._coordinator
+        coordinator._offset_fetch_futures.clear()
+        places = [TopicPartition(topic, task) for topic in self._topics]
+        self._open.seen = False
+        try:
+            with mapping(f"reading the committed offsets of task {task} in {' and '.join(self._topics)}"):
+                # In one request: between two another owner may commit.
+                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        except BrokerUnavailable as error:
+            if not self._open.seen:
+                raise
+            raise TransactionOpen(
+                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
+                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+            ) from error
+        return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
+
+    def close(self) -> None:
+        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
     """Runs on the client's I/O loop: flips state under the lock and returns; the main loop does the work."""
 
@@ -85,8 +118,6 @@ class KafkaInputs:
         kafka = settings.kafka
         self._group = settings.application.name
         self._unanswered = False
-        self._open = _OpenTransactions()
-        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
@@ -107,6 +138,7 @@ class KafkaInputs:
                 enable_incremental_fetch_sessions=False,
             )
             take_whole_batches(self._consumer)
+            self._offsets = CommittedOffsets(self._consumer, self._group, self.topics)
             self._answered: dict[TopicPartition, tuple[int, float]] = {}
             self._note_answers()
             try:
@@ -134,21 +166,7 @@ class KafkaInputs:
         return Polled(list(chain.from_iterable(batches.values())), token)
 
     def committed(self, task: int) -> Committed | None:
-        # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with
-        # what was committed then (tests/integration/test_servers.py shows it): forget it.
-        coordinator = self._consumer._coordinator
-        coordinator._offset_fetch_futures.clear()
-        places = [TopicPartition(topic, task) for topic in self.topics]
-        self._open.seen = False
-        try:
-            with mapping(f"reading the committed offsets of task {task} in {' and '.join(self.topics)}"):
-                # In one request: between two another owner may commit.
-                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
-        except BrokerUnavailable as error:
-            if not self._open.seen:
-                raise
-            raise still_open(task) from error
-        return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
+        return self._offsets.read(task)
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
         partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
@@ -194,7 +212,7 @@ class KafkaInputs:
         return ends
 
     def close(self) -> None:
-        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
+        self._offsets.close()
         consuming.close_member(self._consumer, self._settings)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:
@@ -329,14 +347,6 @@ def tasks_of(assigned: Iterable[tuple[str, int]], topics: Sequence[str], partiti
             f"consumer group {group}"
         )
     return tasks
-
-
-def still_open(task: int) -> TransactionOpen:
-    """What is said of a task whose committed offsets are not decided."""
-    return TransactionOpen(
-        f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
-        "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
-    )
 
 
 def text_of(metadata: str | None) -> str:

@@ -44,7 +44,7 @@ def spans(settings: Settings, topics: Iterable[str]) -> dict[Place, Span]:
     Raises:
         Misconfigured: one of them does not exist.
     """
-    with mapping("asking where partitions begin and end"), closing(_consumer(settings, None)) as consumer:
+    with mapping("asking where partitions begin and end"), closing(observer(settings, None)) as consumer:
         present = consumer.topics()
         places = []
         for topic in topics:
@@ -62,7 +62,7 @@ def spans(settings: Settings, topics: Iterable[str]) -> dict[Place, Span]:
 def committed(settings: Settings, group: str, places: Iterable[Place]) -> dict[Place, tuple[int, str]]:
     """The next offset and metadata that a group has committed, where it has; waits for its open transactions."""
     asked = [TopicPartition(*place) for place in places]
-    with mapping(f"reading the offsets of group {group}"), closing(_consumer(settings, group)) as consumer:
+    with mapping(f"reading the offsets of group {group}"), closing(observer(settings, group)) as consumer:
         answer: Mapping[TopicPartition, OffsetAndMetadata | None] = consumer._coordinator.fetch_committed_offsets(
             asked, timeout_ms=3 * REQUEST_TIMEOUT_MS
         )
@@ -139,11 +139,12 @@ def partitions_of(settings: Settings, topics: Sequence[str]) -> list[int]:
 
 def known_counts(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
     """How many partitions each of these topics has, 0 where there is none of its name."""
-    with mapping("looking for the input topics"), closing(_consumer(settings, None)) as consumer:
+    with mapping("looking for the input topics"), closing(observer(settings, None)) as consumer:
         return consuming.partition_counts(consuming.known_to(consumer), topics)
 
 
-def _consumer(settings: Settings, group: str | None) -> Any:
+def observer(settings: Settings, group: str | None) -> Any:
+    """A consumer that is no member; call within `mapping`."""
     return KafkaConsumer(
         **connection(settings.kafka, f"driftline-{settings.application.instance}-offsets"),
         group_id=group,

@@ -19,9 +19,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from stream.backends.kafka import consuming
 from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka.admin import leave
-from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, fenced, unavailable
-from stream.backends.kafka.inputs import Proof, equal_counts, stamped, still_open, tasks_of
-from stream.backends.kafka.offsets import known_counts
+from stream.backends.kafka.client import REQUEST_TIMEOUT_MS, fenced, mapping, unavailable
+from stream.backends.kafka.inputs import CommittedOffsets, Proof, equal_counts, tasks_of
+from stream.backends.kafka.offsets import known_counts, observer
 from stream.backends.librdkafka.client import connection, heard, telling, translated
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.events import Record
@@ -69,6 +69,10 @@ class LibrdkafkaInputs:
         self._config |= {"group.id": self._group}
         # Asked by the default client, which says why it is not let in; librdkafka would only not answer.
         self.partitions = equal_counts(known_counts(settings, self.topics))
+        # librdkafka 2.16 reads past the end of what is committed with an offset where it did not commit that itself.
+        with mapping("asking for committed offsets"):
+            self._asking = observer(settings, self._group)
+        self._offsets = CommittedOffsets(self._asking, self._group, self.topics)
         with telling("joining the consumer group"):
             self._join()
 
@@ -124,19 +128,7 @@ class LibrdkafkaInputs:
         return Polled(self._not_full(records, full) if full or self._held else records, token)
 
     def committed(self, task: int) -> Committed | None:
-        places = [TopicPartition(topic, task) for topic in self.topics]
-        doing = f"reading the committed offsets of task {task} in {' and '.join(self.topics)}"
-        with telling(doing):
-            try:
-                answer = self._consumer.committed(places, timeout=kafka_inputs.COMMITTED_TIMEOUT_MS / 1000)
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError._TIMED_OUT and self._answers_without_waiting(places):
-                    raise still_open(task) from error
-                raise
-            for place in answer:
-                if place.error is not None:
-                    raise KafkaException(place.error)
-        return stamped(self._group, task, {place.topic: place if place.offset >= 0 else None for place in answer})
+        return self._offsets.read(task)
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
         if offsets is None:
@@ -166,6 +158,9 @@ class LibrdkafkaInputs:
             member = self._consumer.consumer_group_metadata()
         except RuntimeError:
             return  # closed already
+        self._offsets.close()
+        with consuming.closing("what asks for offsets"):
+            self._asking.close(autocommit=False)
         with consuming.closing(f"a member of the group {self._group}"), telling("closing"):
             self._consumer.close()
         if self._settings.kafka.leave_on_stop and (member_id := member_of(member)):
@@ -316,17 +311,6 @@ class LibrdkafkaInputs:
                 if time.monotonic() > patience_until:
                     raise
                 time.sleep(ASK_AGAIN_S)
-
-    def _answers_without_waiting(self, places: list[TopicPartition]) -> bool:
-        """Whether the group's coordinator tells offsets to whoever does not ask for open transactions."""
-        hasty = Consumer(self._config | {"isolation.level": "read_uncommitted"})
-        try:
-            hasty.committed(places, timeout=kafka_inputs.COMMITTED_TIMEOUT_MS / 1000)
-        except KafkaException:
-            return False
-        finally:
-            hasty.close()
-        return True
 
 
 def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
