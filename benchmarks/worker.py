@@ -52,12 +52,13 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000, help="events to process (100,000)")
     parser.add_argument("--warm-up", type=int, default=20_000, help="events before them, not counted (20,000)")
     parser.add_argument("--partitions", type=int, default=1, help="tasks of the worker (1)")
+    parser.add_argument("--client", choices=("kafka-python", "librdkafka"), default="kafka-python")
     parser.add_argument("--mix", choices=("journey", "clicks"), default="journey", help="what the events are (journey)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=True)
     with KafkaServer() as kafka, RedisServer() as store:
-        settings = _settings(kafka.bootstrap_servers, store.url)
+        settings = _settings(kafka.bootstrap_servers, store.url, arguments.client)
         create_topics(settings, arguments.partitions, 1)
         console.print(f"{kafka.how} · {store.how}: {arguments.warm_up:,} events to warm up, then {arguments.events:,}")
         worker, metrics = started(settings)
@@ -72,7 +73,7 @@ def main() -> None:
         worker.close()
         result |= _stored(settings, store.url)
         floor = _floor(settings, arguments.partitions)
-    result["mix"] = arguments.mix
+    result |= {"mix": arguments.mix, "client": arguments.client}
     result["floor_cpu_us"] = floor
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     result["versions"] = {name: version(name) for name in ("kafka-python", "redis", "river", "numpy", "orjson")}
@@ -92,12 +93,12 @@ def started(settings: Settings) -> tuple[Worker, Metrics]:
     return worker, metrics
 
 
-def _settings(bootstrap: str, redis_url: str) -> Settings:
+def _settings(bootstrap: str, redis_url: str, client: str) -> Settings:
     name = f"bench-{uuid4().hex[:8]}"
     return parse(
         {
             "application": {"name": name, "timezone": TIMEZONE},
-            "kafka": {"bootstrap_servers": bootstrap},
+            "kafka": {"bootstrap_servers": bootstrap, "client": client},
             "redis": {"url": redis_url},
             "topics": {"clickstream": f"{name}.clickstream", "purchases": f"{name}.purchases"},
             "tick": {"max_span_hours": 168, "idle_after_s": 1},
@@ -116,6 +117,8 @@ def _feed(settings: Settings, records: Iterator[Record]) -> None:
 
 def _floor(settings: Settings, partitions: int) -> float:
     """CPU µs per record of the same client that polls and parses, and does nothing else."""
+    if settings.kafka.client == "librdkafka":
+        return _floor_on_librdkafka(settings, partitions)
     consumer = KafkaConsumer(
         bootstrap_servers=settings.kafka.bootstrap_servers,
         isolation_level="read_committed",
@@ -131,6 +134,30 @@ def _floor(settings: Settings, partitions: int) -> float:
             for record in batch:
                 orjson.loads(record.value)
             count += len(batch)
+    spent = time.process_time() - began
+    consumer.close()
+    return spent / count * 1e6
+
+
+def _floor_on_librdkafka(settings: Settings, partitions: int) -> float:
+    from confluent_kafka import OFFSET_BEGINNING, Consumer
+    from confluent_kafka import TopicPartition as Place
+
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
+            "group.id": "floor",
+            "isolation.level": "read_committed",
+        }
+    )
+    places = [Place(topic, partition, OFFSET_BEGINNING) for topic in settings.inputs for partition in range(partitions)]
+    consumer.assign(places)
+    left = sum(consumer.get_watermark_offsets(place)[1] for place in places)
+    began, count = time.process_time(), 0
+    while count < left:
+        for message in consumer.consume(2_000, 0.5):
+            orjson.loads(message.value())
+            count += 1
     spent = time.process_time() - began
     consumer.close()
     return spent / count * 1e6
@@ -205,7 +232,9 @@ def _sum(metrics: Metrics, name: str) -> float:
 
 def _print(result: dict[str, Any]) -> None:
     floor = result["floor_cpu_us"]
-    table = Table(title=f"CPU per event, {result['mix']}, {result['machine']}", title_justify="left")
+    table = Table(
+        title=f"CPU per event, {result['mix']}, {result['client']}, {result['machine']}", title_justify="left"
+    )
     table.add_column("phase")
     table.add_column("µs", justify="right")
     table.add_column("floors", justify="right")

@@ -160,6 +160,10 @@ DEPENDENCIES = {
         "extra `demo`: a year of real purchases",
         "data, not code: the one the demo tells of",
     ),
+    "confluent-kafka": (
+        "extra `librdkafka`: the worker's records at less CPU",
+        "its group metadata are parsed (decision 0015); the lowest tried; next major release unseen",
+    ),
     "scikit-learn": ("extra `evaluate`: batch methods beside ours", f"{LOWEST}; next major release unseen"),
 }
 """Each direct dependency: what for, and why these bounds."""

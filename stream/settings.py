@@ -90,6 +90,11 @@ class Kafka(Section):
     """The brokers."""
 
     bootstrap_servers: str = Field("127.0.0.1:9092", min_length=3, description="host:port, comma-separated")
+    client: Literal["kafka-python", "librdkafka"] = Field(
+        "kafka-python",
+        description="what a worker reads its inputs and commits with; librdkafka takes less CPU and needs "
+        "`pip install driftline[librdkafka]`",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to talk to the brokers"
     )

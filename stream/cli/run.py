@@ -10,7 +10,9 @@ import sys
 import time
 from contextlib import closing
 from importlib.metadata import version
+from importlib.util import find_spec
 from types import FrameType
+from typing import Any
 
 from prometheus_client import ProcessCollector
 
@@ -74,19 +76,20 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
     """
     store = RedisStore(settings)
     store.check()
-    inputs = KafkaInputs(settings)
+    make_inputs, make_outputs = clients(settings)
+    inputs = make_inputs(settings)
 
     clock = Clock()
     trainer = Trainer(
         settings,
         KafkaTopic(settings, settings.topic("journal")),
         KafkaTopic(settings, settings.topic("models"), owner="trainer"),
-        lambda: KafkaOutputs(settings, "trainer", topics=[settings.topic("models"), settings.topic("alerts")]),
+        lambda: make_outputs(settings, "trainer", topics=[settings.topic("models"), settings.topic("alerts")]),
         metrics,
         clock.wall_ms,
     )
     written = [settings.topic("alerts"), settings.topic("dead_letters"), settings.topic("journal")]
-    outputs = KafkaOutputs(settings, settings.application.instance, inputs.holds, written)
+    outputs = make_outputs(settings, settings.application.instance, inputs.holds, written)
     journal, models = KafkaTopic(settings, settings.topic("journal")), KafkaTopic(settings, settings.topic("models"))
     if journal.partitions() != inputs.partitions:
         raise Misconfigured(
@@ -95,6 +98,24 @@ def assemble(settings: Settings, metrics: Metrics) -> Worker:
             "restore the partition count by copying into new topics, or give the application a new name"
         )
     return Worker(settings, Ports(inputs, outputs, journal, models, store), trainer, metrics, clock)
+
+
+def clients(settings: Settings) -> tuple[Any, Any]:
+    """What makes the inputs and the outputs, by `kafka.client`.
+
+    Raises:
+        Misconfigured: its package is not installed.
+    """
+    if settings.kafka.client == "kafka-python":
+        return KafkaInputs, KafkaOutputs
+    if find_spec("confluent_kafka") is None:
+        raise Misconfigured(
+            "kafka.client is librdkafka, and its package is not installed; run `pip install driftline[librdkafka]`, or "
+            "set kafka.client to kafka-python"
+        )
+    from stream.backends.librdkafka import LibrdkafkaInputs, LibrdkafkaOutputs
+
+    return LibrdkafkaInputs, LibrdkafkaOutputs
 
 
 def stalled_after_s(settings: Settings) -> float:

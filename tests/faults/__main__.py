@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", default=(), choices=sorted(FAULTS), metavar="FAULT", help="draw from these"
     )
+    parser.add_argument("--client", choices=("kafka-python", "librdkafka"), default="kafka-python")
     parser.add_argument("--list", action="store_true", help="the table of faults")
     parser.add_argument("--plan", action="store_true", help="print what is drawn, and run nothing")
     parser.add_argument("--story", action="store_true", help="print what was done in each round")
@@ -50,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"round {number}: {schedule(parsed.seed, number, parsed.only)}")
         return 0
     logs = parsed.logs or Path(tempfile.gettempdir()) / "driftline-faults"
-    return run(parsed.seed, numbers, parsed.only, logs, parsed.story)
+    return run(parsed.seed, numbers, parsed.only, logs, parsed.story, parsed.client)
 
 
-def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool) -> int:
+def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool, client: str) -> int:
     """All rounds on one pair of servers; progress on standard error, what came of them on standard output."""
     say = Console(stderr=True, highlight=False).print
     happened: Counter[str] = Counter()
@@ -69,7 +70,7 @@ def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool)
             pair.mend()
             pair.clear()
             started = time.monotonic()
-            round = Round(pair, seed, number, folder, only)
+            round = Round(pair, seed, number, folder, only, client)
             try:
                 seen = round.run()
             except DifferenceError as difference:

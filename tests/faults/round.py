@@ -83,7 +83,9 @@ def schedule(seed: int, number: int, only: Sequence[str] = ()) -> Schedule:
 class Round:
     """Runs one schedule. What it did is in `story`, with times; which faults came about, in `happened`."""
 
-    def __init__(self, pair: Pair, seed: int, number: int, folder: Path, only: Sequence[str] = ()) -> None:
+    def __init__(
+        self, pair: Pair, seed: int, number: int, folder: Path, only: Sequence[str] = (), client: str = "kafka-python"
+    ) -> None:
         self.pair, self.number = pair, number
         self.name = f"seed {seed}, round {number}"
         self.plan = schedule(seed, number, only)
@@ -111,6 +113,7 @@ class Round:
         )
         self.site.runs = Forked
         self.site.set(
+            KAFKA__CLIENT=client,
             KAFKA__TRANSACTION_TIMEOUT_S="6",
             KAFKA__COMMIT_TIMEOUT_S="5",
             KAFKA__LEAVE_ON_STOP=str(self.plan.leave_on_stop).lower(),

@@ -9,9 +9,15 @@ from tests.integration.site import Site
 
 
 @pytest.fixture
-def site(kafka_bootstrap: str, redis_url: str, tmp_path: Path) -> Iterator[Site]:
+def client(request: pytest.FixtureRequest) -> str:
+    """What the workers of a site read and commit with; the marks of tests/integration/site.py choose."""
+    return str(getattr(request, "param", "kafka-python"))
+
+
+@pytest.fixture
+def site(kafka_bootstrap: str, redis_url: str, tmp_path: Path, client: str) -> Iterator[Site]:
     """An application of its own on the session's servers."""
-    site = Site(kafka_bootstrap, redis_url, tmp_path)
+    site = Site(kafka_bootstrap, redis_url, tmp_path, KAFKA__CLIENT=client)
     yield site
     site.close()
 

@@ -421,7 +421,10 @@ def committed(
     consumer._coordinator._offset_fetch_futures.clear()
     places = [TopicPartition(topic, task) for topic in settings.inputs for task in range(partitions)]
     found = {place: consumer.committed(place, metadata=True, timeout_ms=20_000) for place in places}
-    return {tuple(place): None if stamp is None else (stamp.offset, stamp.metadata) for place, stamp in found.items()}
+    return {
+        tuple(place): None if stamp is None else (stamp.offset, stamp.metadata.rstrip("\0"))  # librdkafka's last byte
+        for place, stamp in found.items()
+    }
 
 
 def read_topic(settings: Settings, name: str) -> list[Record]:

@@ -57,6 +57,10 @@ SMALL = {
 """Models that are ready within the run, and ticks so small that there are many."""
 
 
+both_clients = pytest.mark.parametrize("client", ["kafka-python", "librdkafka"], indirect=True)
+"""For a test of what a client may get wrong: membership, offsets, transactions, what it tells."""
+
+
 def until(condition: Callable[[], Any], what: Callable[[], str] | str, wait_s: float = WAIT_S) -> Any:
     """Wait for a condition; returns what it answered."""
     deadline = time.monotonic() + wait_s

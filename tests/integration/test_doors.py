@@ -30,7 +30,7 @@ from stream.processing.customer import blank
 from stream.processing.journal import TaskState
 from stream.settings import Http, Settings, load
 from tests.integration.doors import KAFKA_PASSWORD, REDIS_PASSWORD, Doors, through
-from tests.integration.site import Site, get
+from tests.integration.site import Site, both_clients, get
 from tests.servers.server import free_port
 
 pytestmark = pytest.mark.servers
@@ -71,7 +71,9 @@ def worker_user(doors: Doors, site: Site) -> tuple[dict[str, str], ...]:
     return admit(doors, site, privileges.worker(site.settings), privileges.REDIS_WORKER)
 
 
-def test_a_worker_with_the_least_privileges_processes_a_shop_exactly(doors, site):
+@both_clients
+def test_a_worker_with_the_least_privileges_processes_a_shop_exactly(doors, site, client):
+    site.set(KAFKA__CLIENT=client)
     site.feed()
     with through(site, *worker_user(doors, site)):
         worker = site.worker()
@@ -359,7 +361,7 @@ def ask_redis(settings: Settings) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_who_is_refused_at_the_door_is_told_why_and_what_to_do(doors, monkeypatch, name):
     monkeypatch.setattr(client, "REQUEST_TIMEOUT_MS", 1_500)  # each attempt meets the same refusal
-    monkeypatch.setattr(client._refusals, "heard", (0.0, "", ""))
+    monkeypatch.setattr(client.refusals, "heard", (0.0, "", ""))
     doors.know(["somebody"])
     doors.redis_user("somebody", "~nothing")
     assert set(NAMES) == set(refusals(doors))

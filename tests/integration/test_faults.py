@@ -35,7 +35,7 @@ from stream.processing import clock
 from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import DAY_MS, HOUR_MS, Counts, Sent, Shop
-from tests.integration.site import PARTITIONS, Running, Site, get, until
+from tests.integration.site import PARTITIONS, Running, Site, both_clients, get, until
 from tests.servers import KafkaCluster, KafkaServer, RedisServer, ServerUnavailable
 from tests.servers.server import free_port
 
@@ -62,6 +62,7 @@ def next_tick(worker: Running, since: float) -> float:
 # The broker
 
 
+@both_clients
 def test_a_broker_restarted_with_ticks_in_flight_holds_the_worker_up_and_loses_nothing(site, kafka_server, delayed):
     site.feed()
     worker = site.worker()
@@ -71,6 +72,7 @@ def test_a_broker_restarted_with_ticks_in_flight_holds_the_worker_up_and_loses_n
     site.finish(worker)
 
 
+@both_clients
 def test_a_broker_killed_under_a_worker_holds_it_up_and_loses_nothing(site, kafka_server, delayed):
     site.feed(0.4)
     worker = site.worker()
@@ -86,6 +88,7 @@ def test_a_broker_killed_under_a_worker_holds_it_up_and_loses_nothing(site, kafk
     site.finish(worker)
 
 
+@both_clients
 @pytest.mark.parametrize(
     "silent_s",
     [
@@ -115,8 +118,8 @@ def cluster() -> Iterator[KafkaCluster]:
 
 
 @pytest.fixture
-def on_cluster(cluster: KafkaCluster, redis_url: str, tmp_path: Path) -> Iterator[Site]:
-    site = Site(cluster.bootstrap_servers, redis_url, tmp_path, replication=3)
+def on_cluster(cluster: KafkaCluster, redis_url: str, tmp_path: Path, client: str) -> Iterator[Site]:
+    site = Site(cluster.bootstrap_servers, redis_url, tmp_path, replication=3, KAFKA__CLIENT=client)
     yield site
     site.close()
 
@@ -142,6 +145,7 @@ def partition_of(key: str, partitions: int = 4) -> int:
     return (value & 0x7FFFFFFF) % partitions
 
 
+@both_clients
 def test_a_worker_goes_on_when_any_broker_of_three_is_killed(on_cluster, cluster, delayed):
     site = on_cluster
     site.feed(0.1)
@@ -307,6 +311,7 @@ def test_a_redis_without_its_kafka_is_refused_with_the_command_that_keeps_its_cu
     site.finish(site.worker())
 
 
+@both_clients
 def test_input_topics_created_anew_are_refused_with_the_command_that_keeps_the_customers(site):
     site.feed(0.5)
     worker = site.worker()
@@ -343,6 +348,7 @@ def delete(site: Site, topic: str) -> None:
         until(lambda: topic not in admin.list_topics(), f"{topic} gone")
 
 
+@both_clients
 def test_a_topic_deleted_under_a_worker_stops_it_and_once_created_again_nothing_lacks(site, delayed):
     site.set(KAFKA__COMMIT_TIMEOUT_S="5")
     site.feed(0.5)
@@ -361,6 +367,7 @@ def test_a_topic_deleted_under_a_worker_stops_it_and_once_created_again_nothing_
     site.finish(site.worker())
 
 
+@both_clients
 @pytest.mark.parametrize("topics", [1, 2], ids=["to one input", "to both inputs"])
 def test_partitions_added_to_an_input_under_a_worker_stop_it(site, topics, delayed):
     site.feed(0.2)
@@ -397,6 +404,7 @@ def guarded() -> Iterator[tuple[KafkaServer, str]]:
         yield server, address
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("kind", "name", "remedy"),
     [
@@ -407,9 +415,11 @@ def guarded() -> Iterator[tuple[KafkaServer, str]]:
     ],
     ids=["input", "alerts", "group", "transactional id"],
 )
-def test_a_permission_that_lacks_stops_the_worker_with_its_name(guarded, redis_url, tmp_path, kind, name, remedy):
+def test_a_permission_that_lacks_stops_the_worker_with_its_name(
+    guarded, redis_url, tmp_path, client, kind, name, remedy
+):
     server, address = guarded
-    site = Site(server.bootstrap_servers, redis_url, tmp_path)
+    site = Site(server.bootstrap_servers, redis_url, tmp_path, KAFKA__CLIENT=client)
     try:
         site.feed(0.3)
         pattern = ResourcePattern(kind, name.format(site.name))
@@ -653,6 +663,7 @@ def test_lost_orders_of_all_customers_are_one_wave_a_day_and_not_an_alert_each(s
 # Two workers
 
 
+@both_clients
 @pytest.mark.parametrize("step", ["before-commit", "in-transaction", "before-apply", "mid-apply"])
 def test_a_worker_frozen_at_any_point_while_another_takes_over_changes_nothing_when_it_thaws(site, step, delayed):
     site.set(KAFKA__TRANSACTION_TIMEOUT_S="6")
@@ -672,6 +683,7 @@ def test_a_worker_frozen_at_any_point_while_another_takes_over_changes_nothing_w
     site.finish(other)
 
 
+@both_clients
 def test_the_tasks_of_a_worker_that_leaves_for_good_go_on_at_once(site, delayed):
     site.set(KAFKA__LEAVE_ON_STOP="true")
     site.feed(0.3)

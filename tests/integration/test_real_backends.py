@@ -3,6 +3,7 @@
 import gc
 import inspect
 import socket
+import struct
 import threading
 import time
 import warnings
@@ -13,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import redis
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerGroupMetadata, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove
 from kafka.structs import OffsetAndMetadata
@@ -23,7 +24,13 @@ from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka import outputs as kafka_outputs
 from stream.backends.kafka import topic as kafka_topic
 from stream.backends.kafka.client import mapped
+from stream.backends.kafka.offsets import committed
+from stream.backends.librdkafka import LibrdkafkaInputs, LibrdkafkaOutputs
+from stream.backends.librdkafka import inputs as librdkafka_inputs
+from stream.backends.librdkafka import outputs as librdkafka_outputs
+from stream.backends.librdkafka.inputs import generation_of, member_of
 from stream.backends.redis import RedisStore
+from stream.cli.run import clients
 from stream.errors import (
     BrokerUnavailable,
     DriftlineError,
@@ -32,8 +39,9 @@ from stream.errors import (
     OutcomeUnknown,
     StoreUnavailable,
     TaskLost,
+    TransactionOpen,
 )
-from stream.ports import UNSTAMPED, Committed, Inputs, Offset, Outgoing, Outputs, Store, Topic
+from stream.ports import UNSTAMPED, Committed, Inputs, Offset, Outgoing, Outputs, Store, Token, Topic
 from stream.processing.customer import ROW, SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
@@ -74,6 +82,7 @@ def settings_of(name: str, bootstrap: str = "127.0.0.1:1", url: str = "redis://1
                 "start_at": more.get("start_at", "earliest"),
                 "commit_timeout_s": more.get("commit_timeout_s", 20),
                 "leave_on_stop": more.get("leave_on_stop", False),
+                "client": more.get("client", "kafka-python"),
             },
             "topics": {"clickstream": f"{name}.clicks", "purchases": f"{name}.buys"},
             "redis": {"url": url, "timeout_s": more.get("timeout_s", 1.0), "kind": more.get("kind", "server")},
@@ -84,7 +93,8 @@ def settings_of(name: str, bootstrap: str = "127.0.0.1:1", url: str = "redis://1
 class OnServers:
     """A `Cluster` on the session's servers, under an application of its own. Clients are made where asked for."""
 
-    def __init__(self, bootstrap: str = "", url: str = "") -> None:
+    def __init__(self, bootstrap: str = "", url: str = "", client: str = "kafka-python") -> None:
+        self.client = client
         self.name = f"t-{uuid4().hex[:8]}"
         self._to_close: list[Any] = []
         self._bootstrap, self._url = bootstrap or "127.0.0.1:1", url or "redis://127.0.0.1:1/0"
@@ -99,17 +109,21 @@ class OnServers:
                 admin.create_topics(dict.fromkeys((*self.inputs, self.journal), spec))
 
     def settings(self, instance: str = "one", **more: Any) -> Settings:
+        more = {"client": self.client} | more
         return settings_of(self.name, self._bootstrap, self._url, instance=instance, **more)
 
     def admin(self) -> KafkaAdminClient:
         return KafkaAdminClient(bootstrap_servers=self._bootstrap)
 
-    def make_inputs(self, instance: str = "one", start_at: str = "earliest") -> KafkaInputs:
-        return self._kept(KafkaInputs(self.settings(instance, start_at=start_at)))
+    def make_inputs(self, instance: str = "one", start_at: str = "earliest", **more: Any) -> KafkaInputs:
+        settings = self.settings(instance, start_at=start_at, **more)
+        return self._kept(clients(settings)[0](settings))
 
-    def make_outputs(self, name: str, inputs: Inputs) -> Outputs:
-        assert isinstance(inputs, KafkaInputs)
-        return self._kept(KafkaOutputs(self.settings(), name, inputs.holds))
+    def make_outputs(self, name: str, inputs: Inputs | None, **more: Any) -> Outputs:
+        """A writer; one that knows no inputs asks nobody whether its token holds."""
+        settings = self.settings(**more)
+        holds = (inputs.holds,) if inputs is not None else ()
+        return self._kept(clients(settings)[1](settings, name, *holds))
 
     def make_topic(self, name: str) -> Topic:
         return self._kept(KafkaTopic(self.settings(), name))
@@ -164,8 +178,22 @@ class _Closing:
         self.close = close
 
 
+@pytest.fixture(params=["kafka-python", "librdkafka"])
+def client(request: pytest.FixtureRequest) -> str:
+    """What is true of one client is to be true of the other."""
+    return str(request.param)
+
+
 @pytest.fixture
-def on_kafka(kafka_bootstrap: str) -> Iterator[OnServers]:
+def on_kafka(kafka_bootstrap: str, client: str) -> Iterator[OnServers]:
+    made = OnServers(bootstrap=kafka_bootstrap, client=client)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def on_kafka_python(kafka_bootstrap: str) -> Iterator[OnServers]:
+    """For what only the default client does."""
     made = OnServers(bootstrap=kafka_bootstrap)
     yield made
     made.close()
@@ -192,14 +220,33 @@ class TestOutputs(OutputsContract):
 
 class TestTopic(TopicContract):
     @pytest.fixture
-    def cluster(self, on_kafka: OnServers) -> OnServers:
-        return on_kafka
+    def cluster(self, on_kafka_python: OnServers) -> OnServers:
+        return on_kafka_python
 
 
 class TestStore(StoreContract):
     @pytest.fixture
     def cluster(self, on_redis: OnServers) -> OnServers:
         return on_redis
+
+
+def member(on_kafka: OnServers, token: Token) -> ConsumerGroupMetadata:
+    """The member a token stands for, as kafka-python would have it."""
+    metadata = token.proof.metadata
+    if on_kafka.client == "kafka-python":
+        return metadata
+    return ConsumerGroupMetadata(on_kafka.name, token.generation, member_of(metadata), f"{on_kafka.name}-one")
+
+
+def of_the_former_generation(token: Token) -> Token:
+    """A token whose member the broker would have known before the last rebalance."""
+    metadata = token.proof.metadata
+    if isinstance(metadata, bytes):
+        assert generation_of(metadata) == token.generation
+        former: Any = metadata[:7] + struct.pack("=i", token.generation - 1) + metadata[11:]
+    else:
+        former = metadata._replace(generation_id=metadata.generation_id - 1)
+    return token._replace(proof=token.proof._replace(metadata=former))
 
 
 # Kafka: what must fit together before anything starts
@@ -293,8 +340,7 @@ def test_a_worker_whose_name_another_has_taken_is_told_the_setting_at_its_next_p
 def test_a_worker_whose_name_another_has_taken_does_not_take_it_out_of_the_group_when_it_leaves(
     on_kafka: OnServers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = on_kafka.settings("same", leave_on_stop=True)
-    older = on_kafka._kept(KafkaInputs(settings))
+    older = on_kafka.make_inputs("same", leave_on_stop=True)
     join(older)
     newer = on_kafka.make_inputs("same")
     token = join(newer)
@@ -307,7 +353,7 @@ def test_a_worker_whose_name_another_has_taken_does_not_take_it_out_of_the_group
 
 
 def test_a_worker_that_leaves_gives_its_tasks_up_at_once(on_kafka: OnServers) -> None:
-    leaving = on_kafka._kept(KafkaInputs(on_kafka.settings("leaves", leave_on_stop=True)))
+    leaving = on_kafka.make_inputs("leaves", leave_on_stop=True)
     join(leaving)
     began = time.monotonic()
     leaving.close()
@@ -319,9 +365,10 @@ def test_a_worker_that_leaves_gives_its_tasks_up_at_once(on_kafka: OnServers) ->
 def test_a_client_whose_broker_is_away_is_closed_all_the_same(
     on_kafka: OnServers, kafka_server: KafkaServer, leave_on_stop: bool
 ) -> None:
-    settings = on_kafka.settings(leave_on_stop=leave_on_stop)
-    inputs = on_kafka._kept(KafkaInputs(settings))
-    topic = on_kafka._kept(KafkaTopic(settings, on_kafka.journal, owner="trainer"))
+    inputs = on_kafka.make_inputs(leave_on_stop=leave_on_stop)
+    topic = on_kafka._kept(
+        KafkaTopic(on_kafka.settings(leave_on_stop=leave_on_stop), on_kafka.journal, owner="trainer")
+    )
     join(inputs)
     until = time.monotonic() + 20
     while not topic.owned():
@@ -389,13 +436,17 @@ def test_a_topic_that_is_not_asked_for_has_not_ended_since_whatever_was_said_bef
     on_kafka.flush()
     while time.monotonic() < since + 1.5:
         assert not inputs.poll(0.1, held).records
-    assert inputs.ended(0, since) == {buys}
-    assert inputs.ended(0) == {clicks, buys}, "what was said before"
+    until = time.monotonic() + 5  # asked for it, the client tells a while later
+    while inputs.ended(0, since) != {buys}:
+        assert time.monotonic() < until, inputs.ended(0, since)
+        assert not inputs.poll(0.1, held).records
+    if on_kafka.client == "kafka-python":
+        assert inputs.ended(0) == {clicks, buys}, "what was said before"
     records, _ = poll_until(inputs, lambda found: found and inputs.ended(0, since) == {clicks, buys})
     assert len(records) == 1
 
 
-def _until_ended(inputs: KafkaInputs) -> None:
+def _until_ended(inputs: Inputs) -> None:
     """Poll until every topic of every task has ended."""
     until = time.monotonic() + 10
     while any(inputs.ended(task) != frozenset(inputs.topics) for task in range(PARTITIONS)):
@@ -427,17 +478,13 @@ def test_a_worker_whose_name_another_has_taken_commits_nothing_and_is_told_the_s
 def test_the_broker_too_refuses_an_old_generation(on_kafka: OnServers) -> None:
     """Where the assignment changes after our own check."""
     with shared(on_kafka) as (first, _, _, _, ours, _):
-        unguarded = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "unguarded"))
-        metadata = ours.proof.metadata
-        former = type(metadata)(
-            metadata.group_id, metadata.generation_id - 1, metadata.member_id, metadata.group_instance_id
-        )
+        unguarded = on_kafka.make_outputs("unguarded", None)
         task = min(ours.tasks)
         with pytest.raises(TaskLost):
             unguarded.commit(
                 [note(on_kafka, b"stale")],
                 stamps(on_kafka, 7, 1, task),
-                ours._replace(proof=ours.proof._replace(metadata=former)),
+                of_the_former_generation(ours),
             )
         assert first.committed(task) is None
         unguarded.commit([note(on_kafka, b"fresh")], stamps(on_kafka, 8, 1, task), ours)
@@ -447,17 +494,13 @@ def test_the_broker_too_refuses_an_old_generation(on_kafka: OnServers) -> None:
 def test_offsets_that_the_broker_refused_are_not_sent_with_the_next_tick(on_kafka: OnServers) -> None:
     """kafka-python 3.0.12 keeps them, and the broker does not ask who owns a task: they would undo its owner's."""
     with shared(on_kafka) as (first, _, _, _, ours, theirs):
-        unguarded = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "unguarded"))
-        metadata = ours.proof.metadata
-        former = type(metadata)(
-            metadata.group_id, metadata.generation_id - 1, metadata.member_id, metadata.group_instance_id
-        )
+        unguarded = on_kafka.make_outputs("unguarded", None)
         task, given_away = min(ours.tasks), min(theirs.tasks)
         with pytest.raises(TaskLost):
             unguarded.commit(
                 [note(on_kafka)],
                 stamps(on_kafka, 7, 1, given_away),
-                ours._replace(proof=ours.proof._replace(metadata=former)),
+                of_the_former_generation(ours),
             )
         unguarded.commit([note(on_kafka)], stamps(on_kafka, 8, 1, task), ours)
         assert first.committed(task) is not None
@@ -465,9 +508,10 @@ def test_offsets_that_the_broker_refused_are_not_sent_with_the_next_tick(on_kafk
 
 
 def test_a_record_that_the_client_did_not_send_is_not_missing_from_a_transaction_that_is_committed(
-    on_kafka: OnServers,
+    on_kafka_python: OnServers,
 ) -> None:
-    """The client answers a send to a topic that its metadata deny with a failed future, and commits the rest."""
+    """kafka-python answers a send to a topic that its metadata deny with a failed future, and commits the rest."""
+    on_kafka = on_kafka_python
     inputs = on_kafka.make_inputs()
     token = join(inputs)
     outputs = on_kafka._kept(KafkaOutputs(on_kafka.settings(), "one", inputs.holds))
@@ -492,8 +536,8 @@ def test_committed_waits_for_an_open_transaction_and_then_knows_its_offsets(
     former_owner = on_kafka.a_producer("former-owner")
     former_owner.begin_transaction()
     offsets = {TopicPartition(topic, 0): OffsetAndMetadata(7, '{"seq":1,"inc":0}', -1) for topic in on_kafka.inputs}
-    former_owner.send_offsets_to_transaction(offsets, token.proof.metadata)
-    with pytest.raises(BrokerUnavailable, match="committed offset"):
+    former_owner.send_offsets_to_transaction(offsets, member(on_kafka, token))
+    with pytest.raises(TransactionOpen, match="task 0"):
         inputs.committed(0)
     former_owner.commit_transaction()
     monkeypatch.undo()
@@ -524,6 +568,45 @@ def test_committed_does_not_answer_what_an_earlier_call_gave_up_waiting_for(
     assert inputs.committed(0) == Committed(dict.fromkeys(on_kafka.inputs, 2), 2, 0)
 
 
+@pytest.mark.parametrize(("writes", "reads"), [("kafka-python", "librdkafka"), ("librdkafka", "kafka-python")])
+def test_what_one_client_has_committed_the_other_goes_on_from(kafka_bootstrap: str, writes: str, reads: str) -> None:
+    """librdkafka commits a zero byte behind each stamp."""
+    cluster = OnServers(bootstrap=kafka_bootstrap, client=writes)
+    try:
+        inputs = cluster.make_inputs()
+        token, outputs = join(inputs), cluster.make_outputs("one", inputs)
+        outputs.commit([note(cluster)], stamps(cluster, 7, seq=3, incarnation=2), token)
+        cluster.client = reads
+        later = cluster.make_inputs()
+        join(later)
+        assert later.committed(0) == Committed(dict.fromkeys(cluster.inputs, 7), 3, 2)
+        place = (cluster.inputs[0], 0)
+        assert committed(cluster.settings(), cluster.name, [place]) == {place: (7, '{"seq":3,"inc":2}')}
+    finally:
+        cluster.close()
+
+
+def test_a_header_key_that_is_not_utf_8_is_named_with_its_record_and_the_client_that_reads_it(
+    kafka_bootstrap: str,
+) -> None:
+    class Odd(str):
+        def encode(self, *_: object) -> bytes:
+            return b"\xff\xfe"
+
+    cluster = OnServers(bootstrap=kafka_bootstrap, client="librdkafka")
+    try:
+        cluster.produce(cluster.inputs[0], 0, b"k", b"fine")
+        cluster.produce(cluster.inputs[0], 0, b"k", b"odd", ((Odd("h"), b"1"),))
+        cluster.flush()
+        inputs = cluster.make_inputs()
+        join(inputs)
+        inputs.start(0, None)
+        with pytest.raises(Misconfigured, match=rf"{cluster.inputs[0]}-0-1.*set kafka\.client to kafka-python"):
+            poll_until(inputs, lambda records: len(records) > 1)
+    finally:
+        cluster.close()
+
+
 def commit_as_a_stranger(on_kafka: OnServers, metadata: str) -> KafkaInputs:
     inputs = on_kafka.make_inputs()
     token = join(inputs)
@@ -531,7 +614,7 @@ def commit_as_a_stranger(on_kafka: OnServers, metadata: str) -> KafkaInputs:
     stranger.begin_transaction()
     stranger.send_offsets_to_transaction(
         {TopicPartition(on_kafka.inputs[0], 0): OffsetAndMetadata(7, metadata, -1)},
-        token.proof.metadata,
+        member(on_kafka, token),
     )
     stranger.commit_transaction()
     return inputs
@@ -572,7 +655,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every wait for a broker ends within a second."""
     for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
         monkeypatch.setitem(client.DEFAULT_CONFIG, "bootstrap_timeout_ms", 500)
-    for module in (kafka_inputs, kafka_outputs, kafka_topic):
+    for module in (kafka_inputs, kafka_outputs, kafka_topic, librdkafka_inputs, librdkafka_outputs):
         monkeypatch.setattr(module, "REQUEST_TIMEOUT_MS", 500)
     monkeypatch.setattr(kafka_inputs, "COMMITTED_TIMEOUT_MS", 500)
     yield
@@ -585,12 +668,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     "make",
     [
         KafkaInputs,
+        LibrdkafkaInputs,
         lambda settings: KafkaTopic(settings, "nowhere"),
         lambda settings: KafkaOutputs(settings, "one"),
+        lambda settings: LibrdkafkaOutputs(settings, "one"),
         check_topics,
         lambda settings: create_topics(settings, 1, 1),
     ],
-    ids=["inputs", "topic", "outputs", "check", "create"],
+    ids=["inputs", "librdkafka inputs", "topic", "outputs", "librdkafka outputs", "check", "create"],
 )
 def test_a_broker_that_does_not_answer_is_unavailable_from_the_start(
     make: Callable[[Settings], object], impatient: None
@@ -600,11 +685,11 @@ def test_a_broker_that_does_not_answer_is_unavailable_from_the_start(
 
 
 def test_a_broker_that_stops_answering_is_unavailable_and_all_go_on_once_it_is_back(
-    on_kafka: OnServers, kafka_server: KafkaServer, impatient: None
+    on_kafka: OnServers, kafka_server: KafkaServer, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = on_kafka.make_inputs()
     token, topic = join(inputs), on_kafka.make_topic(on_kafka.journal)
-    outputs = on_kafka._kept(KafkaOutputs(on_kafka.settings(commit_timeout_s=2), "one", inputs.holds))
+    outputs = on_kafka.make_outputs("one", inputs, commit_timeout_s=2)
     outputs.commit([note(on_kafka, b"before")], stamps(on_kafka, 1, 1), token)
     kafka_server.pause()
     try:
@@ -622,6 +707,7 @@ def test_a_broker_that_stops_answering_is_unavailable_and_all_go_on_once_it_is_b
         assert not inputs.poll(0.1, NOTHING).records
     finally:
         kafka_server.resume()
+    monkeypatch.undo()
     outputs = on_kafka.make_outputs("one", inputs)
     known = None
     for _ in range(20):

@@ -39,15 +39,20 @@ def pair(started: Pair | ServerUnavailable, did_not_run: Callable[..., NoReturn]
     return started
 
 
-@pytest.mark.parametrize("number", range(ROUNDS))
-def test_nothing_is_lost_repeated_or_stuck_in_a_schedule_of_faults(pair: Pair, tmp_path: Path, number: int) -> None:
-    round = Round(pair, SEED, number, tmp_path)
+@pytest.mark.parametrize(
+    ("client", "number"),
+    [*(("kafka-python", number) for number in range(ROUNDS)), *(("librdkafka", number) for number in range(3))],
+)
+def test_nothing_is_lost_repeated_or_stuck_in_a_schedule_of_faults(
+    pair: Pair, tmp_path: Path, client: str, number: int
+) -> None:
+    round = Round(pair, SEED, number, tmp_path, client=client)
     try:
         seen = round.run()
     except DifferenceError as difference:
         pytest.fail(told(round, difference, tmp_path))
     assert sum(round.happened.values()), round.story
-    assert seen.alerts
+    assert seen.alerts or client == "librdkafka"  # its workers may be through before there is a model
 
 
 class Tampered(Round):

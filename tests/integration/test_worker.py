@@ -20,7 +20,7 @@ from stream.backends.kafka import KafkaTopic
 from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import Counts
-from tests.integration.site import PARTITIONS, get, kinds, offsets_set, until
+from tests.integration.site import PARTITIONS, both_clients, get, kinds, offsets_set, until
 from tests.servers import KafkaServer
 
 pytestmark = pytest.mark.servers
@@ -120,6 +120,7 @@ def test_the_oracle_sees_what_is_tampered_with(site):
 # A worker dies
 
 
+@both_clients
 @pytest.mark.parametrize("step", ["before-commit", "in-transaction", "before-apply", "mid-apply"])
 def test_a_worker_killed_at_any_point_goes_on_exactly_when_restarted(site, step):
     site.feed()
@@ -149,6 +150,7 @@ def test_sigterm_ends_a_worker_with_0_within_seconds_and_a_restart_goes_on_exact
     site.finish(site.worker())
 
 
+@both_clients
 @pytest.mark.parametrize("away", [KafkaServer.kill, KafkaServer.pause])
 def test_a_worker_told_to_stop_while_kafka_is_away_ends_with_0_within_seconds(site, kafka_server, away):
     site.set(KAFKA__LEAVE_ON_STOP="true")
@@ -258,6 +260,7 @@ def test_a_redis_rolled_back_to_where_it_was_last_brought_level_is_brought_level
 # Several workers
 
 
+@both_clients
 def test_a_stopped_workers_tasks_go_to_the_other_one_and_a_joining_one_takes_its_share(site):
     site.feed(0.3)
     first, second = site.worker("a"), site.worker("b")
@@ -303,6 +306,7 @@ def test_workers_restarted_in_turn_under_a_steady_stream_lose_and_repeat_nothing
     site.finish(last)
 
 
+@both_clients
 def test_a_trainer_frozen_while_another_publishes_goes_on_from_the_newest_version(site):
     site.feed(0.5)
     first = site.worker("a")
@@ -322,6 +326,7 @@ def test_a_trainer_frozen_while_another_publishes_goes_on_from_the_newest_versio
     site.finish(first)
 
 
+@both_clients
 def test_a_worker_slower_than_the_longest_poll_interval_does_not_commit_what_it_had_begun(site):
     site.feed()
     worker = site.worker("w1", "--freeze-at", "before-commit:9:10", "--max-poll-s", "7")

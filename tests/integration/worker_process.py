@@ -23,6 +23,8 @@ import orjson
 from stream.backends import redis as redis_backend
 from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka.outputs import KafkaOutputs
+from stream.backends.librdkafka import LibrdkafkaOutputs
+from stream.backends.librdkafka import outputs as librdkafka_outputs
 from stream.backends.redis import RedisStore
 from stream.cli import logs
 from stream.cli.run import assemble
@@ -37,6 +39,13 @@ from stream.worker import Worker
 STEPS = ("after-poll", "after-read", "before-commit", "in-transaction", "before-apply", "mid-apply", "in-publish")
 """The numbered steps of a turn (docs/delivery.md) in their order, and the trainer's transaction."""
 SMALL_CHUNK = 2
+
+
+class Producer(librdkafka_outputs.Producer):
+    """One whose calls can be replaced, as those of a class in C cannot."""
+
+
+librdkafka_outputs.Producer = Producer
 
 
 def say(what: str, **more: Any) -> None:
@@ -88,7 +97,7 @@ class Obeying:
 class FailingOutputs:
     """The worker's writer, with the points around and inside its transaction."""
 
-    def __init__(self, outputs: KafkaOutputs, point: FailPoint | Obeying) -> None:
+    def __init__(self, outputs: KafkaOutputs | LibrdkafkaOutputs, point: FailPoint | Obeying) -> None:
         self._outputs, self._point = outputs, point
 
     def commit(self, records: Sequence[Outgoing], offsets: Sequence[Offset], token: Token) -> Sequence[int]:
@@ -99,10 +108,10 @@ class FailingOutputs:
         producer = self._outputs._ensure()
         commit_transaction = type(producer).commit_transaction
 
-        def commit() -> None:
+        def commit(*patience: float) -> None:
             producer.flush()  # records and offsets lie on the broker, undecided
             self._point.reach("in-transaction")
-            commit_transaction(producer)
+            commit_transaction(producer, *patience)
 
         producer.commit_transaction = commit
         written = self._outputs.commit(records, offsets, token)
@@ -154,10 +163,10 @@ def fail_inside_publish(trainer: Trainer, point: FailPoint | Obeying) -> None:
             producer = outputs._ensure()
             commit_transaction = type(producer).commit_transaction
 
-            def decide() -> None:
+            def decide(*patience: float) -> None:
                 producer.flush()
                 point.reach("in-publish")
-                commit_transaction(producer)
+                commit_transaction(producer, *patience)
 
             producer.commit_transaction = decide
             return commit(*arguments)

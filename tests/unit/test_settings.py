@@ -4,7 +4,8 @@ from typing import Any
 import orjson
 import pytest
 
-from stream.errors import SettingsError
+from stream.cli import run
+from stream.errors import Misconfigured, SettingsError
 from stream.processing.version import warming
 from stream.settings import Settings, load, parse
 
@@ -289,3 +290,13 @@ def test_files_of_tls_that_would_not_be_used_are_refused(tables: dict[str, Any],
     with pytest.raises(SettingsError) as caught:
         parse(tables)
     assert told in str(caught.value)
+
+
+def test_a_client_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = parse({"kafka": {"client": "librdkafka"}})
+    assert [made.__name__ for made in run.clients(settings)] == ["LibrdkafkaInputs", "LibrdkafkaOutputs"]
+    monkeypatch.setattr(run, "find_spec", lambda _: None)
+    with pytest.raises(Misconfigured, match=r"pip install driftline\[librdkafka\]"):
+        run.clients(settings)

@@ -48,10 +48,13 @@ class _Refusals(logging.Filter):
         arguments = record.args if isinstance(record.args, tuple) else ()
         errors = [one for one in arguments if isinstance(one, Exception)]
         if errors:
-            said, remedy = str(errors[0]), _refused(errors[0])
-            if remedy or not self.why()[1]:
-                self.heard = time.monotonic(), said, remedy
+            self.hear(errors[0])
         return True
+
+    def hear(self, error: Exception) -> None:
+        said, remedy = str(error), _refused(error)
+        if remedy or not self.why()[1]:
+            self.heard = time.monotonic(), said, remedy
 
     def why(self) -> tuple[str, str]:
         """What was said within the last seconds, and what to do about it; empty where that is not known."""
@@ -87,15 +90,15 @@ def _hear_last_words(transport: Any) -> None:
     transport._sock_recv = heard
 
 
-_refusals = _Refusals()
-logging.getLogger("kafka.net.connection").addFilter(_refusals)
+refusals = _Refusals()
+logging.getLogger("kafka.net.connection").addFilter(refusals)
 for _transport in (KafkaTCPTransport, KafkaSSLTransport):
     _hear_last_words(_transport)
 
 
 def unavailable(found: str) -> str:
     """A sentence on a Kafka that does not answer: what was found, why as far as the client has said, what to do."""
-    said, remedy = _refusals.why()
+    said, remedy = refusals.why()
     if remedy:
         return f"{found}: {said}; {remedy}"
     fits = ", and does kafka.security_protocol fit that port" if "socket disconnected" in said else ""
@@ -152,6 +155,12 @@ def mapped(error: Exception, doing: str) -> DriftlineError:
     if isinstance(error, kafka_errors.KafkaConfigurationError):
         return Misconfigured(f"{doing}: {said}")
     return BrokerUnavailable(unavailable(f"{doing}: {said}"))
+
+
+def error_of(code: int, said: str) -> Exception:
+    """The client's error for a code of the protocol; for any other number an error without a kind."""
+    kind: type[Exception] = kafka_errors.for_code(code) if code > 0 else kafka_errors.KafkaError
+    return kind(said)
 
 
 def unpark(consumer: Any) -> None:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ import orjson
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.structs import OffsetAndMetadata
 
 from stream.backends.kafka import consuming
 from stream.backends.kafka.batches import take_whole_batches
@@ -52,6 +51,39 @@ class _OpenTransactions(logging.Filter):
         return not found
 
 
+class CommittedOffsets:
+    """What a group has committed, asked by a consumer of it that waits for open transactions."""
+
+    def __init__(self, consumer: Any, group: str, topics: Sequence[str]) -> None:
+        self._consumer, self._group, self._topics = consumer, group, topics
+        self._open = _OpenTransactions()
+        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
+
+    def read(self, task: int) -> Committed | None:
+        """As `Inputs.committed`."""
+        # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with
+        # what was committed then (tests/integration/test_servers.py shows it): forget it.
+        coordinator = self._consumer._coordinator
+        coordinator._offset_fetch_futures.clear()
+        places = [TopicPartition(topic, task) for topic in self._topics]
+        self._open.seen = False
+        try:
+            with mapping(f"reading the committed offsets of task {task} in {' and '.join(self._topics)}"):
+                # In one request: between two another owner may commit.
+                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
+        except BrokerUnavailable as error:
+            if not self._open.seen:
+                raise
+            raise TransactionOpen(
+                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
+                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+            ) from error
+        return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
+
+    def close(self) -> None:
+        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
     """Runs on the client's I/O loop: flips state under the lock and returns; the main loop does the work."""
 
@@ -87,8 +119,6 @@ class KafkaInputs:
         kafka = settings.kafka
         self._group = settings.application.name
         self._unanswered = False
-        self._open = _OpenTransactions()
-        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
         with mapping("joining the consumer group"):
             self._consumer = KafkaConsumer(
                 **connection(kafka, f"driftline-{settings.application.instance}"),
@@ -109,11 +139,13 @@ class KafkaInputs:
                 enable_incremental_fetch_sessions=False,
             )
             take_whole_batches(self._consumer)
+            self._offsets = CommittedOffsets(self._consumer, self._group, self.topics)
             self._answered: dict[TopicPartition, tuple[int, float]] = {}
             self._note_answers()
             try:
                 # The metadata must be here before the group is joined, or the leader assigns no partitions for ever.
-                self.partitions = self._count_partitions()
+                known = consuming.known_to(self._consumer)
+                self.partitions = equal_counts(consuming.partition_counts(known, self.topics))
                 self._consumer.subscribe(list(self.topics), listener=_Listener(self))
             except BaseException:
                 self._consumer.close(autocommit=False)
@@ -135,24 +167,7 @@ class KafkaInputs:
         return Polled(list(chain.from_iterable(batches.values())), token)
 
     def committed(self, task: int) -> Committed | None:
-        # A fetch of offsets that an earlier call gave up waiting for would be answered from the client's memory with
-        # what was committed then (tests/integration/test_servers.py shows it): forget it.
-        coordinator = self._consumer._coordinator
-        coordinator._offset_fetch_futures.clear()
-        places = [TopicPartition(topic, task) for topic in self.topics]
-        self._open.seen = False
-        try:
-            with mapping(f"reading the committed offsets of task {task} in {' and '.join(self.topics)}"):
-                # In one request: between two another owner may commit.
-                answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
-        except BrokerUnavailable as error:
-            if not self._open.seen:
-                raise
-            raise TransactionOpen(
-                f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
-                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
-            ) from error
-        return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
+        return self._offsets.read(task)
 
     def start(self, task: int, offsets: Mapping[str, int] | None) -> Mapping[str, int]:
         partitions = {topic: TopicPartition(topic, task) for topic in self.topics}
@@ -198,7 +213,7 @@ class KafkaInputs:
         return ends
 
     def close(self) -> None:
-        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
+        self._offsets.close()
         consuming.close_member(self._consumer, self._settings)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:
@@ -232,19 +247,7 @@ class KafkaInputs:
             return None
         if self._silent_s() > self._settings.kafka.session_timeout_s:
             return None  # the client goes on calling itself a member; the group has given it up by now, or is frozen
-        tasks = frozenset(partition.partition for partition in assigned)
-        if any(task >= self.partitions for task in tasks):
-            raise Misconfigured(
-                f"the input topics had {self.partitions} partitions when this worker started, now partition "
-                f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
-                "input into topics of the former partition count and name those in topics.*, or give the application a "
-                "new name and feed it its history"
-            )
-        if len(assigned) != len(tasks) * len(self.topics):
-            raise Misconfigured(
-                f"the group assigned {sorted(assigned)}: a task came without all its topics. Let nothing else join the "
-                f"consumer group {self._group}"
-            )
+        tasks = tasks_of(assigned, self.topics, self.partitions, self._group)
         return Token(metadata.generation_id, tasks, Proof(epoch, metadata))
 
     def _note_answers(self) -> None:
@@ -302,25 +305,58 @@ class KafkaInputs:
     def _starts_early(self) -> bool:
         return self._settings.kafka.start_at == "earliest"
 
-    def _count_partitions(self) -> int:
-        counts = consuming.partition_counts(self._consumer, self.topics)
-        missing = [topic for topic, count in counts.items() if count == 0]
-        if missing:
-            raise Misconfigured(
-                f"the input topic {' and '.join(missing)} does not exist: create it, or run `driftline topics create`. "
-                "If it does, grant this user READ on it"
-            )
-        if len(set(counts.values())) != 1:
-            raise Misconfigured(
-                f"the input topics have {counts} partitions; a customer's events must lie in the same partition number "
-                "of each, so the counts must be equal: copy one into a new topic with "
-                "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
-            )
-        return counts[self.topics[0]]
+
+def equal_counts(counts: Mapping[str, int]) -> int:
+    """The number of partitions that each input topic has.
+
+    Raises:
+        Misconfigured: one does not exist, or they differ.
+    """
+    missing = [topic for topic, count in counts.items() if count == 0]
+    if missing:
+        raise Misconfigured(
+            f"the input topic {' and '.join(missing)} does not exist: create it, or run `driftline topics create`. "
+            "If it does, grant this user READ on it"
+        )
+    if len(set(counts.values())) != 1:
+        raise Misconfigured(
+            f"the input topics have {dict(counts)} partitions; a customer's events must lie in the same partition "
+            "number of each, so the counts must be equal: copy one into a new topic with "
+            "`driftline repartition SRC DST`, or delete it while it is empty and run `driftline topics create`"
+        )
+    return next(iter(counts.values()))
 
 
-def stamped(group: str, task: int, found: Mapping[str, OffsetAndMetadata | None]) -> Committed | None:
-    """What a task's committed offsets say, from the offset and its metadata by topic; None where there is none.
+def tasks_of(assigned: Iterable[tuple[str, int]], topics: Sequence[str], partitions: int, group: str) -> frozenset[int]:
+    """The tasks that an assignment makes up.
+
+    Raises:
+        Misconfigured: partitions were added, or a task came without all its topics.
+    """
+    places = [(topic, partition) for topic, partition in assigned]
+    tasks = frozenset(partition for _, partition in places)
+    if any(task >= partitions for task in tasks):
+        raise Misconfigured(
+            f"the input topics had {partitions} partitions when this worker started, now partition "
+            f"{max(tasks)} is assigned: partitions were added, and customers move away from their rows. Copy the "
+            "input into topics of the former partition count and name those in topics.*, or give the application a "
+            "new name and feed it its history"
+        )
+    if len(places) != len(tasks) * len(topics):
+        raise Misconfigured(
+            f"the group assigned {sorted(places)}: a task came without all its topics. Let nothing else join the "
+            f"consumer group {group}"
+        )
+    return tasks
+
+
+def text_of(metadata: str | None) -> str:
+    """What was committed with an offset, without the zero byte that librdkafka puts behind it."""
+    return (metadata or "").rstrip("\0")
+
+
+def stamped(group: str, task: int, found: Mapping[str, Any]) -> Committed | None:
+    """What a task's committed offsets say, from its `offset` and `metadata` by topic; None where there is none.
 
     Raises:
         Misconfigured: the metadata are not the stamp of one tick.
@@ -328,7 +364,7 @@ def stamped(group: str, task: int, found: Mapping[str, OffsetAndMetadata | None]
     offsets = {topic: stamp.offset for topic, stamp in found.items() if stamp is not None}
     if not offsets:
         return None
-    stamps = {stamp.metadata for stamp in found.values() if stamp is not None}
+    stamps = {text_of(stamp.metadata) for stamp in found.values() if stamp is not None}
     if "" in stamps:
         return Committed(offsets, UNSTAMPED, UNSTAMPED)
     try:

@@ -9,9 +9,10 @@ from kafka import ConsumerGroupMetadata, KafkaConsumer, TopicPartition
 from kafka.errors import CoordinatorNotAvailableError
 from kafka.structs import OffsetAndMetadata
 
+from stream.backends.kafka import consuming
 from stream.backends.kafka.admin import administrator, configs_of, count_partitions
 from stream.backends.kafka.client import MAX_REQUEST_BYTES, REQUEST_TIMEOUT_MS, connection, mapping
-from stream.backends.kafka.inputs import Proof
+from stream.backends.kafka.inputs import Proof, text_of
 from stream.diagnosis.facts import Place
 from stream.errors import BrokerUnavailable, Misconfigured
 from stream.ports import Token
@@ -43,7 +44,7 @@ def spans(settings: Settings, topics: Iterable[str]) -> dict[Place, Span]:
     Raises:
         Misconfigured: one of them does not exist.
     """
-    with mapping("asking where partitions begin and end"), closing(_consumer(settings, None)) as consumer:
+    with mapping("asking where partitions begin and end"), closing(observer(settings, None)) as consumer:
         present = consumer.topics()
         places = []
         for topic in topics:
@@ -61,12 +62,12 @@ def spans(settings: Settings, topics: Iterable[str]) -> dict[Place, Span]:
 def committed(settings: Settings, group: str, places: Iterable[Place]) -> dict[Place, tuple[int, str]]:
     """The next offset and metadata that a group has committed, where it has; waits for its open transactions."""
     asked = [TopicPartition(*place) for place in places]
-    with mapping(f"reading the offsets of group {group}"), closing(_consumer(settings, group)) as consumer:
+    with mapping(f"reading the offsets of group {group}"), closing(observer(settings, group)) as consumer:
         answer: Mapping[TopicPartition, OffsetAndMetadata | None] = consumer._coordinator.fetch_committed_offsets(
             asked, timeout_ms=3 * REQUEST_TIMEOUT_MS
         )
     found = {place: answer.get(place) for place in asked}
-    return {(place.topic, place.partition): (one.offset, one.metadata) for place, one in found.items() if one}
+    return {(place.topic, place.partition): (one.offset, text_of(one.metadata)) for place, one in found.items() if one}
 
 
 def members(settings: Settings) -> list[str]:
@@ -136,7 +137,14 @@ def partitions_of(settings: Settings, topics: Sequence[str]) -> list[int]:
         return [count_partitions(admin, name) for name in topics]
 
 
-def _consumer(settings: Settings, group: str | None) -> Any:
+def known_counts(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
+    """How many partitions each of these topics has, 0 where there is none of its name."""
+    with mapping("looking for the input topics"), closing(observer(settings, None)) as consumer:
+        return consuming.partition_counts(consuming.known_to(consumer), topics)
+
+
+def observer(settings: Settings, group: str | None) -> Any:
+    """A consumer that is no member; call within `mapping`."""
     return KafkaConsumer(
         **connection(settings.kafka, f"driftline-{settings.application.instance}-offsets"),
         group_id=group,

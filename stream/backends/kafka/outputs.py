@@ -20,7 +20,7 @@ from stream.backends.kafka.client import (
     mapped,
     mapping,
 )
-from stream.errors import Misconfigured, OutcomeUnknown, TaskLost
+from stream.errors import DriftlineError, Misconfigured, OutcomeUnknown, TaskLost
 from stream.ports import Offset, Outgoing, Token
 from stream.settings import Settings
 
@@ -42,6 +42,11 @@ TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLa
 def transactional_id(settings: Settings, name: str) -> str:
     """Of a worker's instance or a part of the application; no name holds a colon, so two applications never meet."""
     return f"{settings.application.name}:{name}"
+
+
+def stamp(offset: Offset) -> str:
+    """What is committed with an offset: the tick, and whose it was."""
+    return orjson.dumps({"seq": offset.seq, "inc": offset.incarnation}).decode()
 
 
 class KafkaOutputs:
@@ -110,9 +115,7 @@ class KafkaOutputs:
             ]
             if offsets:
                 stamped = {
-                    TopicPartition(one.topic, one.task): OffsetAndMetadata(
-                        one.next_offset, orjson.dumps({"seq": one.seq, "inc": one.incarnation}).decode(), -1
-                    )
+                    TopicPartition(one.topic, one.task): OffsetAndMetadata(one.next_offset, stamp(one), -1)
                     for one in offsets
                 }
                 if not self._holds(token):
@@ -141,17 +144,7 @@ class KafkaOutputs:
         self._discard()
         if not isinstance(error, kafka_errors.KafkaError):
             raise error  # a fault of ours: doing the same again would not mend it
-        if isinstance(error, TOO_LARGE):
-            largest = max(records, key=lambda one: len(one.value or b""))
-            raise Misconfigured(
-                f"{type(error).__name__}: {error}; the largest record has {len(largest.value or b''):,} bytes and goes "
-                f"to {largest.topic}, this writer takes up to {self._largest_bytes:,}. Raise max.message.bytes of "
-                f"{largest.topic} above that record and start again"
-            ) from error
-        ours = mapped(error, "writing a tick")
-        if isinstance(ours, Misconfigured):
-            raise ours from error
-        raise OutcomeUnknown(f"{type(error).__name__}: {error}") from error
+        raise judged(error, records, self._largest_bytes) from error
 
     def _ensure(self) -> KafkaProducer:
         if self._producer is None:
@@ -188,6 +181,19 @@ class KafkaOutputs:
             closing = threading.Thread(target=_close, args=(producer,), name="closing", daemon=True)
             closing.start()
             closing.join(1.0)
+
+
+def judged(error: kafka_errors.KafkaError, records: Sequence[Outgoing], largest_bytes: int) -> DriftlineError:
+    """What is raised of a transaction that failed otherwise than for its token."""
+    if isinstance(error, TOO_LARGE):
+        largest = max(records, key=lambda one: len(one.value or b""))
+        return Misconfigured(
+            f"{type(error).__name__}: {error}; the largest record has {len(largest.value or b''):,} bytes and goes "
+            f"to {largest.topic}, this writer takes up to {largest_bytes:,}. Raise max.message.bytes of "
+            f"{largest.topic} above that record and start again"
+        )
+    ours = mapped(error, "writing a tick")
+    return ours if isinstance(ours, Misconfigured) else OutcomeUnknown(f"{type(error).__name__}: {error}")
 
 
 def _abort(producer: KafkaProducer) -> None:

@@ -31,7 +31,8 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
             session_timeout_ms=round(kafka.session_timeout_s * 1000),
             heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
         )
-        consuming.partition_counts(self._consumer, [topic])  # or the first assignment may be empty and stay so
+        # Or the first assignment may be empty and stay so.
+        consuming.partition_counts(consuming.known_to(self._consumer), [topic])
         self._consumer.subscribe([topic], listener=self)
 
     def poll(self) -> bool:
