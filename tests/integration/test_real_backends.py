@@ -23,7 +23,7 @@ from stream.backends.kafka import KafkaInputs, KafkaOutputs, KafkaTopic, check_t
 from stream.backends.kafka import inputs as kafka_inputs
 from stream.backends.kafka import outputs as kafka_outputs
 from stream.backends.kafka import topic as kafka_topic
-from stream.backends.kafka.client import mapped
+from stream.backends.kafka.client import connection, mapped
 from stream.backends.kafka.offsets import committed
 from stream.backends.librdkafka import LibrdkafkaInputs, LibrdkafkaOutputs
 from stream.backends.librdkafka import inputs as librdkafka_inputs
@@ -250,6 +250,17 @@ def of_the_former_generation(token: Token) -> Token:
 
 
 # Kafka: what must fit together before anything starts
+
+
+def test_nobody_waits_for_a_bootstrap_server_that_is_down_while_another_has_not_been_asked(
+    kafka_server: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    down = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
+    settings = parse({"kafka": {"bootstrap_servers": ",".join([*down, kafka_server.bootstrap_servers])}})
+    for _ in range(10):
+        KafkaAdminClient(**connection(settings.kafka, "one")).close()
+    assert "Connection refused" in caplog.text or "ECONNREFUSED" in caplog.text
+    assert "not ready; waiting" not in caplog.text
 
 
 def test_missing_input_topics_are_named_with_the_command_that_creates_them(kafka_bootstrap: str) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kafka import errors as kafka_errors
+from kafka.cluster import ClusterMetadata
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from stream.backends import tls
@@ -94,6 +95,25 @@ refusals = _Refusals()
 logging.getLogger("kafka.net.connection").addFilter(refusals)
 for _transport in (KafkaTCPTransport, KafkaSSLTransport):
     _hear_last_words(_transport)
+
+
+def _ask_those_who_may_answer(cluster: Any) -> None:
+    """Have a client begin with the bootstrap servers that have not just failed.
+
+    kafka-python 3.0.12 draws one at random, again and again, and waits out the back-off of one that is down each time:
+    where some are down it may give up without having asked the one that is up.
+    """
+    every = cluster.bootstrap_brokers
+
+    def ready_first(self: Any) -> list[Any]:
+        brokers: list[Any] = every(self)
+        waits = [self._manager.connection_delay(one.node_id) if self._manager else 0 for one in brokers]
+        return [one for one, wait in zip(brokers, waits, strict=True) if wait == min(waits)]
+
+    cluster.bootstrap_brokers = ready_first
+
+
+_ask_those_who_may_answer(ClusterMetadata)
 
 
 def unavailable(found: str) -> str:
