@@ -222,6 +222,19 @@ class InputsContract:
         many(cluster, clicks, 0, 1, first=3)
         assert by_partition(poll_until(inputs, bool)[0]) == {(clicks, 0): [3]}
 
+    def test_a_record_without_a_value_or_with_an_empty_one_is_delivered_alone_as_among_others(
+        self, cluster: Cluster
+    ) -> None:
+        clicks, _ = cluster.inputs
+        inputs = cluster.make_inputs()
+        join(inputs)
+        inputs.start(0, None)
+        for value in (None, b""):
+            cluster.produce(clicks, 0, b"k", value)
+            cluster.flush()
+            (record,) = poll_until(inputs, bool)[0]
+            assert record.value == value
+
     def test_the_ends_of_a_task_lie_after_its_newest_records(self, cluster: Cluster) -> None:
         clicks, buys = cluster.inputs
         many(cluster, clicks, 1, 3)

@@ -238,14 +238,17 @@ def check_a_rewind(entry: Entry, before: TaskState, stored: Mapping[str, bytes])
     )
 
 
+def _check_same(found: Counter[Any], wanted: Counter[Any], what: str) -> None:
+    more, less = found - wanted, wanted - found
+    assert not more, f"{what}; only found: {list(more)[:3]}"
+    assert not less, f"{what}; not found: {list(less)[:3]}"
+
+
 def check_alerts_are_those_of_the_journal(seen: Seen) -> None:
     journalled = [alert for ticks in seen.ticks.values() for one in ticks for alert in one.entry.alerts]
     of_journal = Counter((alert.key.encode(), alert.value) for alert in journalled)
-    told = Counter(seen.alerts)
-    assert told == of_journal, (
-        f"the alerts are not those of the journal; only in the topic: {list(told - of_journal)[:3]}, only in the "
-        f"journal: {list(of_journal - told)[:3]}"
-    )
+    _check_same(Counter(seen.alerts), of_journal, "the alerts are not those of the journal")
+
     past = {alert.id for ticks in seen.ticks.values() for one in ticks for alert in one.entry.past}
     told = past & {orjson.loads(value)["id"] for _, value in seen.alerts}
     assert not told, f"published although they are about history: {told}"
@@ -299,7 +302,7 @@ def check_dead_letters(seen: Seen, bad: Sequence[Bad]) -> None:
             value = _whole(seen, letter, added)
         place = added["driftline-topic"], int(added["driftline-partition"]), int(added["driftline-offset"])
         found.append(Bad(*place, letter.key, value, original, added["driftline-reason"]))
-    assert Counter(found) == Counter(bad), "the dead letters are not the unusable records"
+    _check_same(Counter(found), Counter(bad), "the dead letters are not the unusable records")
 
 
 def _whole(seen: Seen, letter: Record, added: Mapping[str, str]) -> bytes | None:

@@ -51,13 +51,15 @@ class _OpenTransactions(logging.Filter):
         return not found
 
 
+_open = _OpenTransactions()
+logging.getLogger("kafka.coordinator.consumer").addFilter(_open)
+
+
 class CommittedOffsets:
     """What a group has committed, asked by a consumer of it that waits for open transactions."""
 
     def __init__(self, consumer: Any, group: str, topics: Sequence[str]) -> None:
         self._consumer, self._group, self._topics = consumer, group, topics
-        self._open = _OpenTransactions()
-        logging.getLogger("kafka.coordinator.consumer").addFilter(self._open)
 
     def read(self, task: int) -> Committed | None:
         """As `Inputs.committed`."""
@@ -66,22 +68,19 @@ class CommittedOffsets:
         coordinator = self._consumer._coordinator
         coordinator._offset_fetch_futures.clear()
         places = [TopicPartition(topic, task) for topic in self._topics]
-        self._open.seen = False
+        _open.seen = False
         try:
             with mapping(f"reading the committed offsets of task {task} in {' and '.join(self._topics)}"):
                 # In one request: between two another owner may commit.
                 answer = coordinator.fetch_committed_offsets(places, timeout_ms=COMMITTED_TIMEOUT_MS)
         except BrokerUnavailable as error:
-            if not self._open.seen:
+            if not _open.seen:
                 raise
             raise TransactionOpen(
                 f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
                 "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
             ) from error
         return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
-
-    def close(self) -> None:
-        logging.getLogger("kafka.coordinator.consumer").removeFilter(self._open)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client publishes no types
@@ -213,7 +212,6 @@ class KafkaInputs:
         return ends
 
     def close(self) -> None:
-        self._offsets.close()
         consuming.close_member(self._consumer, self._settings)
 
     def take_over(self, assigned: frozenset[TopicPartition]) -> None:

@@ -114,7 +114,9 @@ class LibrdkafkaInputs:
             at_hand = any(records and place not in full for place, records in self._held.items())
             # Asked for many records with a time-out, the client would wait for that many.
             first = self._consumer.poll(0 if at_hand else timeout_s)
-            messages = [first, *self._consumer.consume(kafka_inputs.MAX_POLL_RECORDS - 1, 0)] if first else []
+            messages = []
+            if first is not None:  # a message without a value is as good as false
+                messages = [first, *self._consumer.consume(kafka_inputs.MAX_POLL_RECORDS - 1, 0)]
             if any(map(Message.error, messages)):
                 messages = self._without_events(messages)
             if self._outdone:
@@ -159,7 +161,6 @@ class LibrdkafkaInputs:
             member = self._consumer.consumer_group_metadata()
         except RuntimeError:
             return  # closed already
-        self._offsets.close()
         with consuming.closing("what asks for offsets"):
             self._asking.close(autocommit=False)
         with consuming.closing(f"a member of the group {self._group}"), telling("closing"):
