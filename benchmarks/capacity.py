@@ -16,7 +16,7 @@ EVENT_S = 21e-6
 """CPU of an event where ticks are full, the trainer included."""
 LIVE_CORES = 0.3
 """CPU that a live worker spends on turns, whatever is in them."""
-LEARN_S = 2.5e-6
+LEARN_S = 2.2e-6
 """CPU of an event in the trainer, part of the above."""
 RECOVERY_S = 15e-6
 """Wall time of a customer that is brought back from the journal."""
@@ -28,7 +28,7 @@ WORKER_BYTES = 1.2e9
 JOURNAL_BYTES = (316, 860)
 """An event's in the journal before compression: of a busy shop, whose customers come with several events in a tick, and
 at the most, where each comes with one."""
-COMPRESSED = 0.35
+COMPRESSED = 0.2
 BUSY = 0.7
 """How much of a core is planned to be used at the peak."""
 
