@@ -24,7 +24,7 @@ from stream.backends.kafka.offsets import members
 from stream.diagnosis import OK, WARNING, WRONG
 from stream.errors import Misconfigured
 from stream.privileges import REDIS_COMMANDS, redis_rule
-from tests.integration.site import PARTITIONS, Site
+from tests.integration.site import PARTITIONS, Site, until
 from tests.servers import KafkaServer, RedisServer
 
 pytestmark = pytest.mark.servers
@@ -266,9 +266,17 @@ def test_missing_topics_are_named_with_the_command_that_creates_them(site):
     assert "noeviction" in report.of("redis memory", OK)
 
 
+def led(site: Site, topic: str) -> bool:
+    with admin(site) as client:
+        (found,) = client.describe_topics([topic])
+    return all(part["leader_id"] >= 0 for part in found["partitions"])
+
+
 def test_unfit_topics_and_a_redis_that_evicts_are_wrong(site):
+    alerts = site.settings.topic("alerts")
+    until(lambda: led(site, alerts), "leaders of a topic that has just been created")
     alter(site, site.settings.topic("journal"), retention_ms="60000", retention_bytes="1000000")
-    alter(site, site.settings.topic("alerts"), min_insync_replicas="2")
+    alter(site, alerts, min_insync_replicas="2")
     with site.redis() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
     try:
