@@ -135,9 +135,8 @@ def handover(site: tuple[str, str], rate: int) -> list[dict[str, Any]]:
             one.start(name)
         one.wait_until_ready()
         stop = Flag()
-        sent: list[int] = []
         records = clicks(rate * 300)
-        feeding = Thread(target=lambda: sent.append(one.feed(records, rate, stop)))
+        feeding = Thread(target=one.feed, args=(records, rate, stop))
         feeding.start()
         windows, next_trainer_s = [], 0.0
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,22 +18,17 @@ TOLD_WITHIN_S = 5.0
 ASK_AGAIN_S = 0.2
 
 
-def partition_counts(count: Callable[[str], int], topics: Iterable[str]) -> dict[str, int]:
-    """How many partitions each topic has by `count`; 0 where the brokers know of none for `TOLD_WITHIN_S`.
+def partition_counts(consumer: Any, topics: Iterable[str]) -> dict[str, int]:
+    """How many partitions each topic has; 0 where the brokers know of none for `TOLD_WITHIN_S`.
 
     A broker that has just started, or is short of breath, answers for a moment as if it had no topics.
     """
     patience_until = time.monotonic() + TOLD_WITHIN_S
     while True:
-        counts = {topic: count(topic) for topic in topics}
+        counts = {topic: len(consumer.partitions_for_topic(topic) or ()) for topic in topics}
         if all(counts.values()) or time.monotonic() > patience_until:
             return counts
         time.sleep(ASK_AGAIN_S)
-
-
-def known_to(consumer: Any) -> Callable[[str], int]:
-    """How many partitions a consumer's metadata have of a topic."""
-    return lambda topic: len(consumer.partitions_for_topic(topic) or ())
 
 
 def poll(consumer: Any, timeout_ms: int) -> Any:

@@ -23,7 +23,7 @@ from stream.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_POLL_RECORDS = 8_000
-"""Full ticks of several tasks in one transaction: where there are 16, a third of the CPU of one tick a turn."""
+"""Full ticks of several tasks in one transaction, which costs the same with one."""
 MAX_POLL_INTERVAL_MS = 60_000
 METADATA_MAX_AGE_MS = 30_000
 """Partitions added to an input topic are noticed within this time: from then on customers change their partition."""
@@ -143,8 +143,7 @@ class KafkaInputs:
             self._note_answers()
             try:
                 # The metadata must be here before the group is joined, or the leader assigns no partitions for ever.
-                known = consuming.known_to(self._consumer)
-                self.partitions = equal_counts(consuming.partition_counts(known, self.topics))
+                self.partitions = equal_counts(consuming.partition_counts(self._consumer, self.topics))
                 self._consumer.subscribe(list(self.topics), listener=_Listener(self))
             except BaseException:
                 self._consumer.close(autocommit=False)

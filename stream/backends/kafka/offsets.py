@@ -140,7 +140,7 @@ def partitions_of(settings: Settings, topics: Sequence[str]) -> list[int]:
 def known_counts(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
     """How many partitions each of these topics has, 0 where there is none of its name."""
     with mapping("looking for the input topics"), closing(observer(settings, None)) as consumer:
-        return consuming.partition_counts(consuming.known_to(consumer), topics)
+        return consuming.partition_counts(consumer, topics)
 
 
 def observer(settings: Settings, group: str | None) -> Any:

@@ -32,7 +32,7 @@ class Owning(ConsumerRebalanceListener):  # type: ignore[misc]  # the client pub
             heartbeat_interval_ms=round(kafka.session_timeout_s * 1000 / 4),
         )
         # Or the first assignment may be empty and stay so.
-        consuming.partition_counts(consuming.known_to(self._consumer), [topic])
+        consuming.partition_counts(self._consumer, [topic])
         self._consumer.subscribe([topic], listener=self)
 
     def poll(self) -> bool:

@@ -50,7 +50,7 @@ class KafkaTopic:
             )
             take_whole_batches(self._consumer)
             try:
-                self._partitions = consuming.partition_counts(consuming.known_to(self._consumer), [name])[name]
+                self._partitions = consuming.partition_counts(self._consumer, [name])[name]
                 if not self._partitions:
                     raise Misconfigured(
                         f"the topic {name} does not exist: run `driftline topics create`. If it does, grant this user "
