@@ -182,12 +182,13 @@ def trainer_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
 def worker_frozen_and_replaced(round: "Round", draw: random.Random) -> Iterator[float]:
     """It is taken for dead and started again under its name; then it goes on, and one of the two gives way."""
     name = round.freeze(round.somebody(draw))
+    running = round.workers[name]
     yield draw.uniform(0.1, 3)
-    running = round.workers.pop(name, None)
-    if running is None:
-        return  # another fault has ended it meanwhile
     round.frozen.discard(name)
-    round.strays.append((name, running))
+    if round.workers.get(name) is not running:  # another fault ends it meanwhile, or waits for its end
+        running.process.send_signal(signal.SIGCONT)
+        return
+    round.strays.append((name, round.workers.pop(name)))
     round.doubled.add(name)
     round.start(name)
     yield draw.uniform(1, 8)
