@@ -60,7 +60,9 @@ from tests.conformance.backends import (  # noqa: E402  its assertions are rewri
     join,
     marker,
     note,
+    poll_for,
     poll_until,
+    polling,
     read_all,
     shared,
     stamps,
@@ -406,6 +408,25 @@ def test_a_member_that_polls_briefly_and_seldom_joins_while_another_does(on_kafk
         time.sleep(0.3)
     assert [token.generation for token in tokens if token] == [max(token.generation for token in tokens if token)] * 2
     assert max(token.generation for token in tokens if token) <= 4
+
+
+def test_a_trickle_of_events_is_gathered_before_it_is_answered(on_kafka: OnServers) -> None:
+    """A transaction costs the same for one event as for a hundred."""
+    inputs = on_kafka.make_inputs()
+    for task in join(inputs).tasks:
+        inputs.start(task, dict.fromkeys(on_kafka.inputs, 0))
+    poll_for(inputs)
+    with polling(inputs) as answers:
+        began = time.monotonic()
+        for _ in range(100):
+            on_kafka.produce(on_kafka.inputs[0], 0, b"key", b"value")
+            time.sleep(0.02)
+        on_kafka.flush()
+        while sum(len(one.records) for one in answers) < 100:
+            assert time.monotonic() < began + 30
+            time.sleep(0.05)
+    most = (time.monotonic() - began) / (on_kafka.settings().tick.max_wait_ms / 1000)
+    assert len([one for one in answers if one.records]) < 1.5 * most
 
 
 def test_topics_read_to_their_end_are_known_to_have_ended_by_who_comes_back_into_the_group_too(

@@ -36,8 +36,6 @@ HELD = 4_000
 """Records of a full partition that are kept here: to pause it is to throw away all that was fetched of it."""
 FETCHED_RECORDS = 10_000
 FETCHED_KB = 16_384
-FETCH_WAIT_MS = 250
-"""Also how long a topic at its end takes to say so."""
 FETCH_AGAIN_MS = 10
 """The client's second of rest, once enough was fetched, would be one without records."""
 ASK_AGAIN_S = 0.2
@@ -99,7 +97,10 @@ class LibrdkafkaInputs:
                 "queued.min.messages": FETCHED_RECORDS,
                 "queued.max.messages.kbytes": FETCHED_KB,
                 "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
-                "fetch.wait.max.ms": FETCH_WAIT_MS,
+                "max.partition.fetch.bytes": kafka_inputs.PARTITION_FETCH_BYTES,
+                "fetch.max.bytes": kafka_inputs.FETCH_BYTES,
+                "fetch.min.bytes": kafka_inputs.GATHERED_BYTES,
+                "fetch.wait.max.ms": self._settings.tick.max_wait_ms,
             }
         )
         self._consumer.subscribe(
