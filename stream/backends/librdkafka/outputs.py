@@ -2,7 +2,9 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -18,6 +20,9 @@ from stream.settings import Settings
 log = logging.getLogger(__name__)
 
 QUEUED_RECORDS = 10_000_000
+LOOK_S = 0.05
+SHAKEN_S = 3.0
+"""What a transaction is still given once a connection has failed: the client may wait for a coordinator it gave up."""
 STALE = (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS)
 """The group has moved on; the transaction can be aborted."""
 
@@ -55,11 +60,12 @@ class LibrdkafkaOutputs:
         thread = threading.Thread(
             target=self._transact, args=(producer, records, offsets, token, answer), name="transaction", daemon=True
         )
+        began = time.monotonic()
         thread.start()
-        thread.join(self._settings.kafka.commit_timeout_s)
+        self._watch(thread, producer)
         if not answer:
             self._discard()
-            raise OutcomeUnknown(f"the transaction had no answer for {self._settings.kafka.commit_timeout_s:g} s")
+            raise OutcomeUnknown(f"the transaction had no answer for {time.monotonic() - began:.1f} s")
         if isinstance(answer[0], list):
             return answer[0]
         error = answer[0]
@@ -78,6 +84,17 @@ class LibrdkafkaOutputs:
 
     def close(self) -> None:
         self._discard()
+
+    def _watch(self, thread: threading.Thread, producer: Producer) -> None:
+        """Wait for a transaction's end: for `commit_timeout_s`, and less where a connection fails meanwhile."""
+        until = time.monotonic() + self._settings.kafka.commit_timeout_s
+        while thread.is_alive() and time.monotonic() < until:
+            thread.join(LOOK_S)
+            before = self._shaken
+            with suppress(KafkaException, SystemError):  # the transaction meets it too
+                producer.poll(0)  # tells of connections
+            if self._shaken and not before:
+                until = min(until, time.monotonic() + SHAKEN_S)
 
     def _transact(
         self,
