@@ -53,6 +53,8 @@ class LocalProcess:
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
+        if self._child is not None and self._child.poll() is None:  # its threads may go on for a moment
+            os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

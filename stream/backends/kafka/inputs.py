@@ -28,7 +28,7 @@ PARTITION_FETCH_BYTES = 4_194_304
 """More than a full tick of events: by the client's default of a quarter of it, ticks never become full."""
 FETCH_BYTES = 16_777_216
 GATHERED_BYTES = 65_536
-"""The broker gathers so much before it answers, or for `tick.max_wait_ms`: a transaction costs the same for one event."""
+"""The broker gathers so much before it answers, or `tick.max_wait_ms` long: transactions of few events cost as much."""
 MAX_POLL_INTERVAL_MS = 60_000
 METADATA_MAX_AGE_MS = 30_000
 """Partitions added to an input topic are noticed within this time: from then on customers change their partition."""
