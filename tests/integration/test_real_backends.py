@@ -658,7 +658,41 @@ def test_a_reader_sees_nothing_of_aborted_and_open_transactions(on_kafka: OnServ
     assert topic.read(0, read.offset + 1, 10) == []
 
 
+# Kafka: nothing to read
+
+
+def test_polls_that_find_nothing_leave_nothing_for_the_garbage_collector(on_kafka: OnServers) -> None:
+    """kafka-python 3.0.12 leaves cycles that hold on to whatever the callers of the poll have at hand."""
+    inputs, topic = on_kafka.make_inputs(), on_kafka.make_topic(on_kafka.journal)
+    join(inputs)
+    topic.read(0, 0, 1)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            inputs.poll(0.01, NOTHING)
+            topic.read(0, 0, 1)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+
+
 # Kafka: no answer
+
+
+def test_a_poll_of_a_broker_that_keeps_silent_waits_and_does_not_turn_around_at_full_speed(
+    on_kafka: OnServers, kafka_server: KafkaServer
+) -> None:
+    inputs = on_kafka.make_inputs()
+    join(inputs)
+    kafka_server.pause()
+    try:
+        time.sleep(2)  # a heartbeat is due by now, which kafka-python 3.0.12 would let the poll end for
+        began = time.process_time()
+        inputs.poll(1.0, NOTHING)
+        assert time.process_time() - began < 0.2
+    finally:
+        kafka_server.resume()
 
 
 @pytest.fixture
