@@ -46,6 +46,7 @@ from stream.processing.customer import ROW, SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
 from tests.servers import KafkaServer, RedisServer
+from tests.servers.server import free_port
 
 pytest.register_assert_rewrite("tests.conformance.backends")
 
@@ -727,6 +728,29 @@ def test_a_broker_that_does_not_answer_is_unavailable_from_the_start(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(BrokerUnavailable):
         make(settings_of("nobody", f"127.0.0.1:{silent.getsockname()[1]}"))
+
+
+def unconnected() -> set[int]:
+    """The open sockets of this process that are for TCP and lead nowhere."""
+    found = set()
+    for one in gc.get_objects():
+        if type(one) is socket.socket and one.family == socket.AF_INET and one.fileno() >= 0:
+            try:
+                one.getpeername()
+            except OSError:
+                found.add(one.fileno())
+    return found
+
+
+def test_connections_that_fail_leave_no_open_sockets_to_the_garbage_collector(impatient: None) -> None:
+    before = unconnected()
+    gc.disable()
+    try:
+        with pytest.raises(BrokerUnavailable):
+            KafkaTopic(settings_of("nobody", f"127.0.0.1:{free_port()}"), "nowhere")
+        assert unconnected() <= before
+    finally:
+        gc.enable()
 
 
 def test_a_broker_that_stops_answering_is_unavailable_and_all_go_on_once_it_is_back(

@@ -13,6 +13,7 @@ from kafka import errors as kafka_errors
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.consumer import ConsumerCoordinator
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from stream.backends import tls
@@ -99,6 +100,27 @@ refusals = _Refusals()
 logging.getLogger("kafka.net.connection").addFilter(refusals)
 for _transport in (KafkaTCPTransport, KafkaSSLTransport):
     _hear_last_words(_transport)
+
+
+def _close_what_fails(connector: Any) -> None:
+    """Close the socket of a connection that has not come about.
+
+    kafka-python 3.0.12 leaves that to Python's search for cycles, which may be long in coming: while a broker is away,
+    the files that a process may have open run out.
+    """
+    connect = connector.sock_connect
+
+    async def closing(self: Any, net: Any, sock: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return await connect(self, net, sock, *arguments, **named)
+        except BaseException:
+            sock.close()
+            raise
+
+    connector.sock_connect = closing
+
+
+_close_what_fails(KafkaNetSocket)
 
 
 def _ask_those_who_may_answer(cluster: Any) -> None:
