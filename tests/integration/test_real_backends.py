@@ -46,6 +46,7 @@ from stream.processing.customer import ROW, SCHEMA
 from stream.settings import Settings, parse
 from tests.builders import NOW
 from tests.servers import KafkaServer, RedisServer
+from tests.servers.server import free_port
 
 pytest.register_assert_rewrite("tests.conformance.backends")
 
@@ -679,7 +680,41 @@ def test_a_reader_sees_nothing_of_aborted_and_open_transactions(on_kafka: OnServ
     assert topic.read(0, read.offset + 1, 10) == []
 
 
+# Kafka: nothing to read
+
+
+def test_polls_that_find_nothing_leave_nothing_for_the_garbage_collector(on_kafka: OnServers) -> None:
+    """kafka-python 3.0.12 leaves cycles that hold on to whatever the callers of the poll have at hand."""
+    inputs, topic = on_kafka.make_inputs(), on_kafka.make_topic(on_kafka.journal)
+    join(inputs)
+    topic.read(0, 0, 1)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            inputs.poll(0.01, NOTHING)
+            topic.read(0, 0, 1)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+
+
 # Kafka: no answer
+
+
+def test_a_poll_of_a_broker_that_keeps_silent_waits_and_does_not_turn_around_at_full_speed(
+    on_kafka: OnServers, kafka_server: KafkaServer
+) -> None:
+    inputs = on_kafka.make_inputs()
+    join(inputs)
+    kafka_server.pause()
+    try:
+        time.sleep(2)  # a heartbeat is due by now, which kafka-python 3.0.12 would let the poll end for
+        began = time.process_time()
+        inputs.poll(1.0, NOTHING)
+        assert time.process_time() - began < 0.2
+    finally:
+        kafka_server.resume()
 
 
 @pytest.fixture
@@ -714,6 +749,29 @@ def test_a_broker_that_does_not_answer_is_unavailable_from_the_start(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(BrokerUnavailable):
         make(settings_of("nobody", f"127.0.0.1:{silent.getsockname()[1]}"))
+
+
+def unconnected() -> set[int]:
+    """The open sockets of this process that are for TCP and lead nowhere."""
+    found = set()
+    for one in gc.get_objects():
+        if type(one) is socket.socket and one.family == socket.AF_INET and one.fileno() >= 0:
+            try:
+                one.getpeername()
+            except OSError:
+                found.add(one.fileno())
+    return found
+
+
+def test_connections_that_fail_leave_no_open_sockets_to_the_garbage_collector(impatient: None) -> None:
+    before = unconnected()
+    gc.disable()
+    try:
+        with pytest.raises(BrokerUnavailable):
+            KafkaTopic(settings_of("nobody", f"127.0.0.1:{free_port()}"), "nowhere")
+        assert unconnected() <= before
+    finally:
+        gc.enable()
 
 
 def test_a_broker_that_stops_answering_is_unavailable_and_all_go_on_once_it_is_back(

@@ -1,6 +1,8 @@
 """What all Kafka clients of ours share: connection settings, and the client's errors mapped to ours."""
 
 import logging
+import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,9 @@ from typing import Any
 
 from kafka import errors as kafka_errors
 from kafka.cluster import ClusterMetadata
+from kafka.consumer.fetcher import Fetcher
+from kafka.coordinator.consumer import ConsumerCoordinator
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from stream.backends import tls
@@ -97,6 +102,27 @@ for _transport in (KafkaTCPTransport, KafkaSSLTransport):
     _hear_last_words(_transport)
 
 
+def _close_what_fails(connector: Any) -> None:
+    """Close the socket of a connection that has not come about.
+
+    kafka-python 3.0.12 leaves that to Python's search for cycles, which may be long in coming: while a broker is away,
+    the files that a process may have open run out.
+    """
+    connect = connector.sock_connect
+
+    async def closing(self: Any, net: Any, sock: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return await connect(self, net, sock, *arguments, **named)
+        except BaseException:
+            sock.close()
+            raise
+
+    connector.sock_connect = closing
+
+
+_close_what_fails(KafkaNetSocket)
+
+
 def _ask_those_who_may_answer(cluster: Any) -> None:
     """Have a client begin with the bootstrap servers that have not just failed.
 
@@ -114,6 +140,35 @@ def _ask_those_who_may_answer(cluster: Any) -> None:
 
 
 _ask_those_who_may_answer(ClusterMetadata)
+
+
+def _fetch_records(
+    self: Any, max_records: int | None = None, update_offsets: bool = True, timeout_ms: float = 0
+) -> tuple[Any, bool]:
+    """What was fetched, waited for where nothing lies ready; and whether there was nothing to wait for.
+
+    kafka-python 3.0.12 raises an error on its own thread to end a wait in vain. The error, the frames up to our loop
+    and so a whole turn's records and ticks then hold each other, and lie in memory until Python looks for cycles.
+    """
+    records, partial = self.fetched_records(max_records, update_offsets=update_offsets)
+    if not partial:
+        self.send_fetches()
+    if records:
+        return records, False
+    awaited = [*self._fetch_futures, *(task for task in [self._reset_task] if task is not None and not task.is_done)]
+    if not awaited:
+        return records, True
+    arrived = threading.Event()
+    for one in awaited:
+        one.add_both(lambda _: arrived.set())
+    arrived.wait(timeout_ms / 1000)
+    return self.fetched_records(max_records, update_offsets=update_offsets)[0], False
+
+
+Fetcher.fetch_records = _fetch_records
+# A poll of kafka-python 3.0.12 lasts until the next heartbeat at most, which its other thread sends: while one has no
+# answer, a poll would turn around at full speed.
+ConsumerCoordinator.time_to_next_heartbeat = lambda _: math.inf
 
 
 def unavailable(found: str) -> str:
