@@ -9,6 +9,7 @@ from typing import Any
 
 from kafka import errors as kafka_errors
 from kafka.cluster import ClusterMetadata
+from kafka.consumer.fetcher import Fetcher
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from stream.backends import tls
@@ -114,6 +115,26 @@ def _ask_those_who_may_answer(cluster: Any) -> None:
 
 
 _ask_those_who_may_answer(ClusterMetadata)
+
+
+def _ask_who_leads_now(fetcher: Any) -> None:
+    """Have a consumer that asks for offsets look for a partition's leader where it is told that another one leads.
+
+    kafka-python 3.0.12 asks the former one on and on, until something else has renewed what it knows of the cluster:
+    `metadata_max_age_ms`, 5 min.
+    """
+    ask = fetcher._send_list_offsets_requests
+
+    async def asked(self: Any, timestamps: Any) -> tuple[Any, Any]:
+        found, again = await ask(self, timestamps)
+        if again:
+            raise kafka_errors.StaleMetadata
+        return found, again
+
+    fetcher._send_list_offsets_requests = asked
+
+
+_ask_who_leads_now(Fetcher)
 
 
 def unavailable(found: str) -> str:
