@@ -15,11 +15,18 @@ pytestmark = pytest.mark.servers
 
 SEED = 20
 ROUNDS = 6
+ONE, THREE = 1, 3
+IN_SUITE = [
+    *((ONE, "kafka-python", number) for number in range(ROUNDS)),
+    *((ONE, "librdkafka", number) for number in range(3)),
+    (THREE, "kafka-python", 0),  # the group's coordinator is killed while a worker is frozen in its transaction
+    (THREE, "librdkafka", 3),  # the transactions' coordinator is frozen
+]
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Pair | ServerUnavailable]:
-    pair = Pair()
+def started(request: pytest.FixtureRequest) -> Iterator[Pair | ServerUnavailable]:
+    pair = Pair(request.param)
     try:
         pair.__enter__()
     except ServerUnavailable as error:
@@ -39,10 +46,7 @@ def pair(started: Pair | ServerUnavailable, did_not_run: Callable[..., NoReturn]
     return started
 
 
-@pytest.mark.parametrize(
-    ("client", "number"),
-    [*(("kafka-python", number) for number in range(ROUNDS)), *(("librdkafka", number) for number in range(3))],
-)
+@pytest.mark.parametrize(("started", "client", "number"), IN_SUITE, indirect=["started"])
 def test_nothing_is_lost_repeated_or_stuck_in_a_schedule_of_faults(
     pair: Pair, tmp_path: Path, client: str, number: int
 ) -> None:
@@ -64,6 +68,7 @@ class Tampered(Round):
             client.delete(next(client.scan_iter(f"{{{self.site.name}:p0}}:c:*")))
 
 
+@pytest.mark.parametrize("started", [ONE], indirect=True)
 def test_a_round_that_ends_with_a_difference_tells_its_seed_what_was_done_and_the_first_divergence(
     pair: Pair, tmp_path: Path
 ) -> None:
