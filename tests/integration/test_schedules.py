@@ -1,6 +1,8 @@
 """Seeded schedules of faults on real servers. More: make faults SEED=1 ROUNDS=20; what they draw from: tests/faults."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,28 +27,30 @@ IN_SUITE = [
 
 
 @pytest.fixture(scope="module")
-def started(request: pytest.FixtureRequest) -> Iterator[Pair | ServerUnavailable]:
-    pair = Pair(request.param)
-    try:
-        pair.__enter__()
-    except ServerUnavailable as error:
-        yield error
-        return
-    yield pair
-    pair.__exit__()
+def pairs() -> Iterator[Callable[[int], Pair]]:
+    """Servers by their number of brokers, started where they are first asked for."""
+    with ExitStack() as stack:
+        yield cache(lambda brokers: stack.enter_context(Pair(brokers)))
 
 
 @pytest.fixture
-def pair(started: Pair | ServerUnavailable, did_not_run: Callable[..., NoReturn]) -> Pair:
+def brokers() -> int:
+    return ONE
+
+
+@pytest.fixture
+def pair(pairs: Callable[[int], Pair], brokers: int, did_not_run: Callable[..., NoReturn]) -> Pair:
     """Servers that answer, and hold nothing of a round before."""
-    if isinstance(started, ServerUnavailable):
-        did_not_run("schedules of faults", started)
-    started.mend()
-    started.clear()
-    return started
+    try:
+        pair = pairs(brokers)
+    except ServerUnavailable as error:
+        did_not_run("schedules of faults", error)
+    pair.mend()
+    pair.clear()
+    return pair
 
 
-@pytest.mark.parametrize(("started", "client", "number"), IN_SUITE, indirect=["started"])
+@pytest.mark.parametrize(("brokers", "client", "number"), IN_SUITE)
 def test_nothing_is_lost_repeated_or_stuck_in_a_schedule_of_faults(
     pair: Pair, tmp_path: Path, client: str, number: int
 ) -> None:
@@ -68,7 +72,6 @@ class Tampered(Round):
             client.delete(next(client.scan_iter(f"{{{self.site.name}:p0}}:c:*")))
 
 
-@pytest.mark.parametrize("started", [ONE], indirect=True)
 def test_a_round_that_ends_with_a_difference_tells_its_seed_what_was_done_and_the_first_divergence(
     pair: Pair, tmp_path: Path
 ) -> None:
