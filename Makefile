@@ -17,6 +17,7 @@ SEED ?= 1
 ROUNDS ?= 20
 RUNS ?= 10000
 CLIENT ?= kafka-python
+BROKERS ?= 1
 
 .PHONY: demo up down status test check simulate faults fuzz audit bench soak bench-models bench-peers lock clean help
 
@@ -46,8 +47,8 @@ check: $(READY)  ## lint, types, import directions, unit and contract tests, exa
 simulate: $(READY)  ## schedules of faults in memory; SEEDS=FIRST:END
 	$(RUN) tests.simulation --seeds $(SEEDS)
 
-faults: $(READY)  ## schedules of faults on a real Kafka and a real Redis, about 20 s a round; SEED=1 ROUNDS=20 CLIENT=librdkafka
-	$(RUN) tests.faults --seed $(SEED) --rounds $(ROUNDS) --client $(CLIENT)
+faults: $(READY)  ## schedules of faults on a real Kafka and a real Redis, about 20 s a round; SEED=1 ROUNDS=20 BROKERS=3 CLIENT=librdkafka
+	$(RUN) tests.faults --seed $(SEED) --rounds $(ROUNDS) --brokers $(BROKERS) --client $(CLIENT)
 
 fuzz: $(READY)  ## bad input under a coverage-guided fuzzer; RUNS=inputs per target, TARGETS="events tick" for some
 	$(RUN) uv pip install --quiet --python $(VENV)/bin/python --group fuzz

@@ -1,6 +1,8 @@
 """TLS towards Kafka and Redis: the files of the settings, and what to do about a handshake that failed."""
 
 import ssl
+from contextlib import suppress
+from typing import Any
 
 from stream.errors import Misconfigured
 from stream.settings import Kafka, Redis
@@ -13,7 +15,8 @@ REMEDIES = {
     "certificate verify failed": "its certificate is signed by an authority that is not known here: set "
     "{section}.ssl_cafile to the file of that authority",
     "alert certificate expired": "this client's certificate has expired: renew {section}.ssl_certfile",
-    " alert ": "it asks for a client's certificate, or does not take this one: set {section}.ssl_certfile",
+    " alert ": "it asks for a client's certificate, or does not take this one, as where it has expired: set "
+    "{section}.ssl_certfile, or renew what that file holds",
     "WRONG_VERSION_NUMBER": "what listens there does not speak TLS: {plain}",
     "UNEXPECTED_EOF": "what listens there does not speak TLS: {plain}",
 }
@@ -31,30 +34,44 @@ def remedy(said: str, section: str, address: str, plain: str) -> str:
     return known.format(section=section, address=address, plain=plain)
 
 
+class _Context(ssl.SSLContext):
+    """TLS whose files are read again for each connection: one that is renewed needs no restart."""
+
+    def load(self, files: Kafka | Redis, section: str) -> None:
+        """Take what the files of a section hold. Raises Misconfigured."""
+        self._named = files, section
+        setting = "ssl_cafile"
+        try:
+            if files.ssl_cafile:
+                self.load_verify_locations(files.ssl_cafile)
+            setting = "ssl_certfile"
+            if files.ssl_certfile:
+                # With no password at all OpenSSL would ask for one at the terminal.
+                self.load_cert_chain(files.ssl_certfile, files.ssl_keyfile, password="")
+        except (OSError, ValueError) as error:
+            named = " and ".join(f"{section}.{name}" for name in _both(setting, files))
+            raise Misconfigured(
+                f"{named} ({getattr(files, setting)}) cannot be used: {_said(error)}; PEM files are needed, a key "
+                "without a password"
+            ) from None
+
+    def wrap_socket(self, *arguments: Any, **named: Any) -> ssl.SSLSocket:
+        with suppress(Misconfigured):  # half written: the server refuses this connection, and the next one reads again
+            self.load(*self._named)
+        return super().wrap_socket(*arguments, **named)
+
+
 def context(files: Kafka | Redis, section: str) -> ssl.SSLContext:
     """TLS by the files of a section of the settings; the system's authorities where none is named.
 
     Raises:
         Misconfigured: a file cannot be read, or does not hold what it should.
     """
-    found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    found = _Context(ssl.PROTOCOL_TLS_CLIENT)
     found.minimum_version = ssl.TLSVersion.TLSv1_2
-    setting = "ssl_cafile"
-    try:
-        if files.ssl_cafile:
-            found.load_verify_locations(files.ssl_cafile)
-        else:
-            found.load_default_certs()
-        setting = "ssl_certfile"
-        if files.ssl_certfile:
-            # With no password at all OpenSSL would ask for one at the terminal.
-            found.load_cert_chain(files.ssl_certfile, files.ssl_keyfile, password="")
-    except (OSError, ValueError) as error:
-        named = " and ".join(f"{section}.{name}" for name in _both(setting, files))
-        raise Misconfigured(
-            f"{named} ({getattr(files, setting)}) cannot be used: {_said(error)}; PEM files are needed, a key without "
-            "a password"
-        ) from None
+    if not files.ssl_cafile:
+        found.load_default_certs()
+    found.load(files, section)
     return found
 
 

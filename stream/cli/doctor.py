@@ -22,7 +22,7 @@ from stream.settings import Settings
 
 CHECK_S, ALL_S = 15.0, 60.0
 """The longest that one check, and that all of them, may take."""
-AGAIN_WITHIN_S = 1.0
+AGAIN_WITHIN_S = AGAIN_AFTER_S = 1.0
 """A server that is unavailable at once may be electing a leader or failing over: it is asked a second time."""
 COLOURS = {OK: "green", WARNING: "yellow", WRONG: "bold red"}
 
@@ -85,7 +85,7 @@ def _bounded(check: Check, site: Site, limit_s: float, silent: set[str]) -> list
                 if last or not isinstance(error, Retriable) or time.monotonic() - began > AGAIN_WITHIN_S:
                     errors.append(error)
                     break
-                time.sleep(AGAIN_WITHIN_S)
+                time.sleep(AGAIN_AFTER_S)
         ended.set()
 
     # A daemon: the clients' own time-outs end it sooner or later, and nothing waits for it.

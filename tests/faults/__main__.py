@@ -20,7 +20,9 @@ from tests.faults.table import FAULTS
 def told(round: Round, difference: DifferenceError, folder: Path) -> str:
     """A round that failed: what was done, the first divergence, and where the logs lie."""
     story = "\n".join(f"  {line}" for line in round.story)
-    again = f"python -m tests.faults --seed {round.seed} --round {round.number}"
+    brokers = len(round.pair.brokers)
+    which = f"--seed {round.seed} --round {round.number}{f' --brokers {brokers}' if brokers > 1 else ''}"
+    again = f"python -m tests.faults {which}"
     return f"{round.name} FAILED\n{story}\nfirst divergence: {difference}\nlogs: {folder}\nits schedule again: {again}"
 
 
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", nargs="+", default=(), choices=sorted(FAULTS), metavar="FAULT", help="draw from these"
     )
     parser.add_argument("--client", choices=("kafka-python", "librdkafka"), default="kafka-python")
+    parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="of Kafka (%(default)s)")
     parser.add_argument("--list", action="store_true", help="the table of faults")
     parser.add_argument("--plan", action="store_true", help="print what is drawn, and run nothing")
     parser.add_argument("--story", action="store_true", help="print what was done in each round")
@@ -44,24 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         numbers = range(parsed.round, parsed.round + 1)
     if parsed.list:
         for name, fault in FAULTS.items():
-            print(f"{fault.weight:4g}  {name}")
+            print(f"{fault.weight:4g}  {name}{'  (of three brokers)' if fault.brokers > 1 else ''}")
         return 0
     if parsed.plan:
         for number in numbers:
-            print(f"round {number}: {schedule(parsed.seed, number, parsed.only)}")
+            print(f"round {number}: {schedule(parsed.seed, number, parsed.only, parsed.brokers)}")
         return 0
     logs = parsed.logs or Path(tempfile.gettempdir()) / "driftline-faults"
-    return run(parsed.seed, numbers, parsed.only, logs, parsed.story, parsed.client)
+    return run(parsed, numbers, logs)
 
 
-def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool, client: str) -> int:
-    """All rounds on one pair of servers; progress on standard error, what came of them on standard output."""
+def run(asked: argparse.Namespace, numbers: range, logs: Path) -> int:
+    """All rounds on one set of servers; progress on standard error, what came of them on standard output."""
+    seed: int = asked.seed
     say = Console(stderr=True, highlight=False).print
     happened: Counter[str] = Counter()
     failed = []
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends, and the small disk goes
-    with Pair() as pair:
+    with Pair(asked.brokers) as pair:
         say(pair.how, soft_wrap=True)
         for number in numbers:
             folder = logs / f"seed-{seed}-round-{number}"
@@ -70,7 +74,7 @@ def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool,
             pair.mend()
             pair.clear()
             started = time.monotonic()
-            round = Round(pair, seed, number, folder, only, client)
+            round = Round(pair, seed, number, folder, asked.only, asked.client)
             try:
                 seen = round.run()
             except DifferenceError as difference:
@@ -86,7 +90,7 @@ def run(seed: int, numbers: range, only: Sequence[str], logs: Path, story: bool,
                 happened["model versions"] += len(seen.models)
                 shutil.rmtree(folder)
                 faults = ", ".join(round.happened.elements())
-                say("\n".join(round.story) if story else "", end="\n" if story else "", soft_wrap=True)
+                say("\n".join(round.story) if asked.story else "", end="\n" if asked.story else "", soft_wrap=True)
                 say(f"{round.name}: {time.monotonic() - started:.0f} s, {ticks} ticks; {faults}", soft_wrap=True)
             happened.update({f"fault: {name}": times for name, times in round.happened.items()})
     for name, times in sorted(happened.items()):

@@ -14,8 +14,8 @@ CHUNK = 65_536
 class Link:
     """One way to a server: connections to `port` lead to `target`, and may be held up, slowed or broken."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, target: int) -> None:
-        self.port, self.target = free_port(), target
+    def __init__(self, loop: asyncio.AbstractEventLoop, target: int, address: str, port: int) -> None:
+        self.address, self.port, self.target = address, port, target
         self._loop = loop
         self._passes = asyncio.Event()
         self._passes.set()
@@ -55,7 +55,7 @@ class Link:
         self._soon(act)
 
     async def listen(self) -> None:
-        await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        await asyncio.start_server(self._connected, self.address, self.port)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._passes.wait()
@@ -92,8 +92,9 @@ class Network:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
 
-    def link(self, target: int) -> Link:
-        link = Link(self._loop, target)
+    def link(self, target: int, address: str = "127.0.0.1", port: int | None = None) -> Link:
+        """A link to a port of 127.0.0.1, at a port of an address. Raises OSError where that cannot be listened at."""
+        link = Link(self._loop, target, address, port or free_port())
         asyncio.run_coroutine_threadsafe(link.listen(), self._loop).result(10)
         return link
 
@@ -102,11 +103,13 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        def end() -> None:
-            for task in asyncio.all_tasks(self._loop):
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
                 task.cancel()
-            self._loop.call_soon(self._loop.stop)
+            await asyncio.gather(*others, return_exceptions=True)
 
-        self._loop.call_soon_threadsafe(end)
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -70,12 +70,13 @@ class DifferenceError(AssertionError):
     """A round that came to something else than it must; the message begins with the first divergence."""
 
 
-def schedule(seed: int, number: int, only: Sequence[str] = ()) -> Schedule:
+def schedule(seed: int, number: int, only: Sequence[str] = (), brokers: int = 1) -> Schedule:
     """The schedule of a round; the same for the same arguments."""
     draw = random.Random(f"{seed}/{number}")
     workers, leave_on_stop = draw.choice((2, 2, 3)), draw.random() < 0.3
     times = sorted(draw.uniform(0, FAULTS_S) for _ in range(draw.randint(2, 5)))
-    table = {name: one.weight for name, one in FAULTS.items() if not only or name in only}
+    possible = {name: one for name, one in FAULTS.items() if one.brokers <= brokers}
+    table = {name: one.weight for name, one in possible.items() if not only or name in only}
     names = draw.choices([*table], [*table.values()], k=len(times))
     return Schedule(workers, leave_on_stop, tuple(Planned(*one) for one in zip(times, names, strict=True)))
 
@@ -88,7 +89,7 @@ class Round:
     ) -> None:
         self.pair, self.number = pair, number
         self.name = f"seed {seed}, round {number}"
-        self.plan = schedule(seed, number, only)
+        self.plan = schedule(seed, number, only, len(pair.brokers))
         self.story: list[str] = []
         self.happened: Counter[str] = Counter()
         self.workers: dict[str, Running] = {}
@@ -109,6 +110,7 @@ class Round:
             pair.kafka.bootstrap_servers,
             pair.redis.url,
             folder,
+            replication=len(pair.brokers),
             name=f"f{seed}-{number}-{time.time_ns() // 10**6 % 10**8}",
         )
         self.site.runs = Forked
@@ -249,8 +251,8 @@ class Round:
             assert time.monotonic() < deadline, f"the operator does not get on: {running.errors}"
             yield 1.0
 
-    def link(self, name: str, server: str) -> Link:
-        return (self.pair.to_kafka if server == "kafka" else self.pair.to_redis)[name]
+    def links(self, name: str, server: str) -> Sequence[Link]:
+        return self.pair.to_kafka[name] if server == "kafka" else [self.pair.to_redis[name]]
 
     def redis(self) -> "redis.Redis[bytes]":
         return self.site.redis()

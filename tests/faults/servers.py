@@ -1,4 +1,4 @@
-"""The pair of servers of a run: a Kafka that each worker reaches by a listener of its own, a Redis on a small disk."""
+"""The servers of a run: a Kafka that each worker reaches by a listener of its own, a Redis on a small disk."""
 
 import os
 import shutil
@@ -6,13 +6,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
 import redis
 
 from tests.faults.network import Link, Network
-from tests.servers import KafkaServer, RedisServer
+from tests.servers import KafkaCluster, KafkaServer, RedisServer, ServerUnavailable
 from tests.servers.server import free_port
 
 WORKERS = ("w1", "w2", "w3", "w4")
@@ -24,14 +25,19 @@ LOGIN = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_
 class Pair:
     """Kafka, Redis, and a link from each worker to each of them. A context manager.
 
-    Workers log in as a user who may do what no access list denies; `disk` is where Redis keeps its data, None where no
-    small file system can be mounted (that needs root).
+    Kafka is one broker or a cluster of three, then with links between any two of them too. Workers log in as a user who
+    may do what no access list denies; `disk` is where Redis keeps its data, None where no small file system can be
+    mounted (that needs root).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, brokers: int = 1) -> None:
         self._stack = ExitStack()
-        self.to_kafka: dict[str, Link] = {}
+        self.kafka = KafkaServer() if brokers == 1 else KafkaCluster()
+        self.brokers = [self.kafka] if isinstance(self.kafka, KafkaServer) else self.kafka.nodes
+        self.to_kafka: dict[str, list[Link]] = {}
         self.to_redis: dict[str, Link] = {}
+        self.between: dict[tuple[int, int], list[Link]] = {}
+        """By node ids: who connects, and to whom."""
 
     def __enter__(self) -> Self:
         try:
@@ -50,15 +56,21 @@ class Pair:
         self.data = self.disk or folder / "redis"
         self.redis = self._stack.enter_context(RedisServer(appendonly=True, data=self.data))
         network = self._stack.enter_context(Network())
-        ports = {name: free_port() for name in WORKERS}
         self.to_redis = {name: network.link(self.redis.port) for name in WORKERS}
-        self.to_kafka = {name: network.link(ports[name]) for name in WORKERS}
-        self.kafka = KafkaServer()
-        plain = f"PLAINTEXT://{self.kafka.bootstrap_servers}"
-        listeners = [f"{name.upper()}://127.0.0.1:{ports[name]}" for name in WORKERS]
-        advertised = [f"{name.upper()}://127.0.0.1:{self.to_kafka[name].port}" for name in WORKERS]
-        self.kafka.changed = {
-            "listeners": ",".join([plain, *listeners, f"CONTROLLER://127.0.0.1:{self.kafka.controller_port}"]),
+        self.to_kafka = {name: [network.link(free_port()) for _ in self.brokers] for name in WORKERS}
+        for number, broker in enumerate(self.brokers):
+            self._settle(broker, {name: links[number] for name, links in self.to_kafka.items()})
+        if len(self.brokers) > 1:
+            self._part(network)
+        self._stack.enter_context(self.kafka)
+
+    def _settle(self, broker: KafkaServer, links: Mapping[str, Link]) -> None:
+        """Give a broker a listener for each worker, behind its link."""
+        plain = f"PLAINTEXT://{broker.bootstrap_servers}"
+        listeners = [f"{name.upper()}://127.0.0.1:{link.target}" for name, link in links.items()]
+        advertised = [f"{name.upper()}://127.0.0.1:{link.port}" for name, link in links.items()]
+        broker.changed |= {
+            "listeners": ",".join([plain, *listeners, f"CONTROLLER://127.0.0.1:{broker.controller_port}"]),
             "advertised.listeners": ",".join([plain, *advertised]),
             "listener.security.protocol.map": ",".join(
                 ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT", *(f"{name.upper()}:SASL_PLAINTEXT" for name in WORKERS)]
@@ -71,7 +83,37 @@ class Pair:
             # done: the next commit of that writer then commits the aborted records. Its default is 10 s.
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "5000",
         } | {f"listener.name.{name}.plain.sasl.jaas.config": LOGIN for name in WORKERS}
-        self._stack.enter_context(self.kafka)
+
+    def _part(self, network: Network) -> None:
+        """Lead every connection between two brokers over a link of these two.
+
+        Brokers advertise one name for all others, which each of them looks up in its own table of hosts.
+
+        Raises:
+            ServerUnavailable: 127.0.1.2 is no address of this machine.
+        """
+        ports = {node: (free_port(), broker.controller_port) for node, broker in enumerate(self.brokers, start=1)}
+        voters = ",".join(f"{node}@broker{node}:{controller}" for node, (_, controller) in ports.items())
+        for node, broker in enumerate(self.brokers, start=1):
+            own, controller = ports[node]
+            broker.hosts = {f"broker{to}": f"127.0.{node}.{to}" for to in ports} | {f"broker{node}": "127.0.0.1"}
+            for setting, more in {
+                "listeners": f"BROKERS://127.0.0.1:{own}",
+                "advertised.listeners": f"BROKERS://broker{node}:{own},CONTROLLER://broker{node}:{controller}",
+                "listener.security.protocol.map": "BROKERS:PLAINTEXT",
+            }.items():
+                broker.changed[setting] += f",{more}"
+            broker.changed |= {"inter.broker.listener.name": "BROKERS", "controller.quorum.voters": voters}
+            try:
+                self.between |= {
+                    (node, to): [network.link(port, f"127.0.{node}.{to}", port) for port in ports[to]]
+                    for to in ports
+                    if to != node
+                }
+            except OSError as error:
+                raise ServerUnavailable(
+                    f"no link between brokers: {error}", "Give the loopback 127.0.1.2 to 127.0.3.2, as Linux does."
+                ) from error
 
     @property
     def how(self) -> str:
@@ -81,7 +123,7 @@ class Pair:
     def settings(self, name: str) -> Mapping[str, str]:
         """What sends a worker through its own links."""
         return {
-            "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{self.to_kafka[name].port}",
+            "KAFKA__BOOTSTRAP_SERVERS": ",".join(f"127.0.0.1:{link.port}" for link in self.to_kafka[name]),
             "KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
             "KAFKA__SASL_MECHANISM": "PLAIN",
             "KAFKA__SASL_USERNAME": USER,
@@ -91,7 +133,7 @@ class Pair:
 
     def mend(self) -> None:
         """Both answer, with room, and every link passes on."""
-        for link in (*self.to_kafka.values(), *self.to_redis.values()):
+        for link in chain(self.to_redis.values(), *self.to_kafka.values(), *self.between.values()):
             link.mend()
         self.make_room()
         self.redis.start()
@@ -122,7 +164,8 @@ class Pair:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def save_logs(self, folder: Path) -> None:
-        for name, server in (("kafka", self.kafka), ("redis", self.redis)):
+        brokers = {f"kafka-{node}": broker for node, broker in enumerate(self.brokers, start=1)}
+        for name, server in ({"redis": self.redis} | brokers).items():
             if server.log:
                 shutil.copy(server.log, folder / f"{name}.log")
 

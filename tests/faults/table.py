@@ -7,7 +7,7 @@ yield as often as it likes. `draw` is its own: what it draws depends on the seed
 import random
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -23,7 +23,9 @@ from kafka.admin import (
 )
 from kafka.structs import OffsetAndMetadata
 
+from tests.faults.network import Link
 from tests.faults.servers import WORKERS
+from tests.integration.site import partition_of
 from tests.integration.worker_process import STEPS
 
 if TYPE_CHECKING:
@@ -43,22 +45,23 @@ class NoOccasion(Exception):  # noqa: N818  nothing is wrong
 
 
 class Fault(NamedTuple):
-    """One kind of fault; two that need the same thing never overlap."""
+    """One kind of fault; two that need the same thing never overlap, and some want a cluster."""
 
     act: Act
     weight: float
     needs: str | None
+    brokers: int
 
 
 FAULTS: dict[str, Fault] = {}
 """By name; filled by `fault`."""
 
 
-def fault(weight: float, needs: str | None = None, name: str | None = None) -> Callable[[Act], Act]:
+def fault(weight: float, needs: str | None = None, name: str | None = None, brokers: int = 1) -> Callable[[Act], Act]:
     """Register a fault, under its function's name unless told otherwise."""
 
     def register(act: Act) -> Act:
-        FAULTS[name or act.__name__] = Fault(act, weight, needs)
+        FAULTS[name or act.__name__] = Fault(act, weight, needs, brokers)
         return act
 
     return register
@@ -199,33 +202,101 @@ def worker_frozen_and_replaced(round: "Round", draw: random.Random) -> Iterator[
 # Kafka
 
 
-@fault(weight=1, needs="kafka")
-def broker_killed(round: "Round", draw: random.Random) -> Iterator[float]:
-    still = [one.process for name, one in round.workers.items() if name not in round.frozen and one.alive()]
-    for process in still:
-        process.send_signal(signal.SIGSTOP)
-    time.sleep(QUIET_S)
-    round.pair.kafka.kill()
-    for process in still:
-        process.send_signal(signal.SIGCONT)
-    yield draw.uniform(0.2, 3)
-    round.pair.kafka.start(wait=False)
-    while not round.pair.kafka.answers():
-        yield 0.2
+def _any(round: "Round", draw: random.Random) -> int:
+    return draw.randint(1, len(round.pair.brokers))
 
 
-@fault(weight=1, needs="kafka")
-def broker_restarted(round: "Round", draw: random.Random) -> Iterator[float]:
-    round.pair.kafka.restart()
-    yield 0
+def _controller(round: "Round", draw: random.Random) -> int:
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        return int(admin.describe_metadata_quorum()["topics"][0]["partitions"][0]["leader_id"])
 
 
-@fault(weight=2, needs="kafka")
-def broker_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
-    """Within a session or beyond it."""
-    round.pair.kafka.pause()
-    yield draw.uniform(1, 9)
-    round.pair.kafka.resume()
+def _group_coordinator(round: "Round", draw: random.Random) -> int:
+    return _leader(round, "__consumer_offsets", round.site.name)
+
+
+def _transaction_coordinator(round: "Round", draw: random.Random) -> int:
+    return _leader(round, "__transaction_state", f"{round.site.name}:{round.somebody(draw)}")
+
+
+def _leader(round: "Round", topic: str, key: str) -> int:
+    """The node id of who coordinates a group or a writer."""
+    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+        places = admin.describe_topics([topic])[0]["partitions"]
+    leaders = {one["partition_index"]: int(one["leader_id"]) for one in places}
+    node = leaders.get(partition_of(key, len(leaders)), -1) if leaders else -1
+    if node < 0:
+        raise NoOccasion(f"nobody leads {topic}")
+    return node
+
+
+def _broker_faults(who: str, brokers: int, find: Callable[["Round", random.Random], int]) -> None:
+    @fault(weight=1, needs="kafka", name=f"{who}_killed", brokers=brokers)
+    def killed(round: "Round", draw: random.Random) -> Iterator[float]:
+        lasts_s = draw.uniform(0.2, 3)
+        node = find(round, draw)
+        alone = len(round.pair.brokers) == 1
+        still = [one.process for name, one in round.workers.items() if name not in round.frozen and one.alive()]
+        for process in still if alone else ():
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(QUIET_S if alone else 0)
+        round.note(f"broker {node} killed")
+        broker = round.pair.brokers[node - 1]
+        broker.kill()
+        for process in still if alone else ():
+            process.send_signal(signal.SIGCONT)
+        yield lasts_s
+        broker.start(wait=False)
+        while not broker.answers():
+            yield 0.2
+
+    @fault(weight=1, needs="kafka", name=f"{who}_restarted", brokers=brokers)
+    def restarted(round: "Round", draw: random.Random) -> Iterator[float]:
+        node = find(round, draw)
+        round.note(f"broker {node} restarted")
+        round.pair.brokers[node - 1].restart()
+        yield 0
+
+    @fault(weight=2, needs="kafka", name=f"{who}_frozen", brokers=brokers)
+    def frozen(round: "Round", draw: random.Random) -> Iterator[float]:
+        """Within a session or beyond it."""
+        lasts_s = draw.uniform(1, 9)
+        node = find(round, draw)
+        round.note(f"broker {node} frozen")
+        round.pair.brokers[node - 1].pause()
+        yield lasts_s
+        round.pair.brokers[node - 1].resume()
+
+
+_broker_faults("broker", 1, _any)
+_broker_faults("controller", 3, _controller)
+_broker_faults("group_coordinator", 3, _group_coordinator)
+_broker_faults("transaction_coordinator", 3, _transaction_coordinator)
+
+
+@fault(weight=2, needs="kafka", brokers=3)
+def broker_cut_off_from_brokers(round: "Round", draw: random.Random) -> Iterator[float]:
+    """It leads on for whom it still serves, and the other two choose anew."""
+    lasts_s = draw.uniform(1, 9)
+    node = draw.choice((_any, _controller, _group_coordinator, _transaction_coordinator))(round, draw)
+    links = [link for ends, links in round.pair.between.items() if node in ends for link in links]
+    round.note(f"broker {node} cut off from the other two")
+    yield from _held_up(links, lasts_s)
+
+
+@fault(weight=1, needs="kafka", brokers=3)
+def broker_cut_off_from_workers(round: "Round", draw: random.Random) -> Iterator[float]:
+    """To its like it is there, and leads."""
+    lasts_s, node = draw.uniform(1, 9), _any(round, draw)
+    round.note(f"broker {node} cut off from every worker")
+    yield from _held_up([links[node - 1] for links in round.pair.to_kafka.values()], lasts_s)
+
+
+@fault(weight=2, brokers=3)
+def worker_cut_off_from_a_broker(round: "Round", draw: random.Random) -> Iterator[float]:
+    lasts_s, node, name = draw.uniform(1, 9), _any(round, draw), round.somebody(draw)
+    round.note(f"{name} cut off from broker {node}")
+    yield from _held_up([round.links(name, "kafka")[node - 1]], lasts_s)
 
 
 @fault(weight=1, needs="kafka")
@@ -339,9 +410,15 @@ def worker_cut_off_from_redis(round: "Round", draw: random.Random) -> Iterator[f
 def _held(round: "Round", draw: random.Random, server: str, seconds: float) -> Iterator[float]:
     name = round.somebody(draw)
     round.note(f"{name} cut off from {server}")
-    round.link(name, server).hold()
+    yield from _held_up(round.links(name, server), seconds)
+
+
+def _held_up(links: Sequence[Link], seconds: float) -> Iterator[float]:
+    for link in links:
+        link.hold()
     yield seconds
-    round.link(name, server).mend()
+    for link in links:
+        link.mend()
 
 
 @fault(weight=1)
@@ -350,9 +427,11 @@ def connections_broken(round: "Round", draw: random.Random) -> Iterator[float]:
     server = draw.choice(("kafka", "redis"))
     name = round.somebody(draw)
     round.note(f"{name}'s connections to {server} broken")
-    round.link(name, server).refuse()
+    for link in round.links(name, server):
+        link.refuse()
     yield draw.uniform(0, 2)
-    round.link(name, server).mend()
+    for link in round.links(name, server):
+        link.mend()
 
 
 @fault(weight=1)
@@ -360,9 +439,11 @@ def network_slow(round: "Round", draw: random.Random) -> Iterator[float]:
     server, delay_s = draw.choice((("kafka", 0.3), ("redis", 0.1)))
     name = round.somebody(draw)
     round.note(f"{name} to {server}: {delay_s:g} s each way")
-    round.link(name, server).slow(delay_s)
+    for link in round.links(name, server):
+        link.slow(delay_s)
     yield draw.uniform(1, 4)
-    round.link(name, server).mend()
+    for link in round.links(name, server):
+        link.mend()
 
 
 # An operator

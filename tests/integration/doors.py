@@ -37,7 +37,7 @@ class Doors:
         self.authority, self.stranger = Authority(directory / "ours"), Authority(directory / "theirs")
         issue = self.authority.issue
         self.good = issue("good", "127.0.0.1", "localhost")
-        self.expired = issue("expired", "127.0.0.1", expired=True)
+        self.expired = issue("expired", "127.0.0.1", lives_s=-60)
         self.elsewhere = issue("elsewhere", "elsewhere.example")
         self.client = issue("client", "worker", common_name="worker")
         self.kafka = KafkaServer()

@@ -83,6 +83,14 @@ def get(port: int, path: str) -> tuple[int, str]:
         return 0, ""
 
 
+def partition_of(key: str, partitions: int = 4) -> int:
+    """Where a coordinator's topic keeps a group or a transactional id: Java's hash of the string."""
+    value = 0
+    for letter in key:
+        value = (31 * value + ord(letter)) & 0xFFFFFFFF
+    return (value & 0x7FFFFFFF) % partitions
+
+
 class Running:
     """A child process with its output in files."""
 

@@ -14,11 +14,13 @@ from uuid import uuid4
 
 import pytest
 import redis
+from confluent_kafka import Consumer
 from prometheus_client import CollectorRegistry
 
 from stream import privileges
 from stream.backends.http import HttpServer
 from stream.backends.kafka import check_topics, client
+from stream.backends.librdkafka import client as librdkafka
 from stream.backends.redis import RedisStore
 from stream.cli import COMMANDS
 from stream.cli.run import assemble
@@ -30,8 +32,9 @@ from stream.processing.customer import blank
 from stream.processing.journal import TaskState
 from stream.settings import Http, Settings, load
 from tests.integration.doors import KAFKA_PASSWORD, REDIS_PASSWORD, Doors, through
-from tests.integration.site import Site, both_clients, get
+from tests.integration.site import Site, both_clients, get, until
 from tests.servers.server import free_port
+from tests.servers.tls import Identity
 
 pytestmark = pytest.mark.servers
 
@@ -277,6 +280,49 @@ def test_a_certificate_that_expires_under_a_worker_is_named_and_once_renewed_not
     site.finish(worker)
 
 
+def by_certificate(doors: Doors, files: Identity) -> dict[str, str]:
+    """Settings of who comes in by a certificate alone."""
+    return {
+        "KAFKA__BOOTSTRAP_SERVERS": doors.addresses["MUTUAL"],
+        "KAFKA__SECURITY_PROTOCOL": "SSL",
+        "KAFKA__SSL_CAFILE": str(doors.authority.cafile),
+        "KAFKA__SSL_CERTFILE": str(files.certificate),
+        "KAFKA__SSL_KEYFILE": str(files.key),
+    }
+
+
+def test_a_clients_certificate_that_expires_under_a_worker_is_named_and_once_renewed_in_its_file_nothing_lacks(
+    doors, site
+):
+    renew = partial(doors.authority.issue, "renewed", "worker", common_name="worker")
+    doors.grant("worker", privileges.worker(site.settings))
+    with through(site, by_certificate(doors, renew())):
+        worker = site.worker()
+    site.feed(0.2)
+    site.wait_for_the_end(worker)
+    renew(lives_s=2)
+    time.sleep(3)
+    site.feed(0.4)
+    site.wait_for_the_end(worker)  # a connection that stands is not asked again
+    doors.kafka.restart()
+    site.feed(0.6)
+    worker.wait_for(lambda: "or renew what that file holds" in worker.errors, "the reason")
+    renew()
+    site.feed()
+    site.finish(worker)
+
+
+def test_librdkafka_is_told_of_a_certificate_that_is_not_taken_what_the_default_client_is(doors, monkeypatch):
+    monkeypatch.setattr(client.refusals, "heard", (0.0, "", ""))
+    expired = doors.authority.issue("over", "worker", common_name="worker", lives_s=-60)
+    settings = load(environment={f"DRIFTLINE_{key}": value for key, value in by_certificate(doors, expired).items()})
+    consumer = Consumer(librdkafka.connection(settings.kafka, "somebody") | {"group.id": "somebody"})
+    consumer.subscribe(["nothing"])
+    until(lambda: [consumer.poll(0.1), client.refusals.why()[1]][1], "the reason", 10)
+    consumer.close()
+    assert "set kafka.ssl_certfile, or renew what that file holds" in client.refusals.why()[1]
+
+
 # What is refused at the door
 
 
@@ -379,9 +425,7 @@ def test_who_is_refused_at_the_door_is_told_why_and_what_to_do(doors, monkeypatc
 
 def test_a_client_with_a_certificate_comes_in_by_it_alone(doors, site):
     doors.grant("worker", privileges.commands(site.settings)["topics check"])
-    files = {"KAFKA__SSL_CERTFILE": str(doors.client.certificate), "KAFKA__SSL_KEYFILE": str(doors.client.key)}
-    by_certificate = {"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__SSL_CAFILE": str(doors.authority.cafile)}
-    with through(site, by_certificate, files, KAFKA__BOOTSTRAP_SERVERS=doors.addresses["MUTUAL"]):
+    with through(site, by_certificate(doors, doors.client)):
         assert [one.faults for one in check_topics(site.settings)] == [()] * 6
 
 

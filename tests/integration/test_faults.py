@@ -11,14 +11,14 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import orjson
 import pytest
 import redis
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import (
     ACL,
     ACLOperation,
@@ -29,13 +29,13 @@ from kafka.admin import (
     ResourceType,
 )
 
-from stream.backends.kafka import create_topics
+from stream.backends.kafka import KafkaTopic, create_topics
 from stream.events import Event, EventRules
 from stream.processing import clock
 from tests.integration import oracle
 from tests.integration.oracle import Seen
 from tests.integration.shop import DAY_MS, HOUR_MS, Counts, Sent, Shop
-from tests.integration.site import PARTITIONS, Running, Site, both_clients, get, until
+from tests.integration.site import PARTITIONS, Running, Site, both_clients, get, partition_of, until
 from tests.servers import KafkaCluster, KafkaServer, RedisServer, ServerUnavailable
 from tests.servers.server import free_port
 
@@ -137,14 +137,6 @@ def leader(cluster: KafkaCluster, topic: str, partition: int) -> int:
     return int(until(found, f"all replicas of {topic} in sync"))
 
 
-def partition_of(key: str, partitions: int = 4) -> int:
-    """Where a coordinator's topic keeps a group or a transactional id: Java's hash of the string."""
-    value = 0
-    for letter in key:
-        value = (31 * value + ord(letter)) & 0xFFFFFFFF
-    return (value & 0x7FFFFFFF) % partitions
-
-
 @both_clients
 def test_a_worker_goes_on_when_any_broker_of_three_is_killed(on_cluster, cluster, delayed):
     site = on_cluster
@@ -167,6 +159,19 @@ def test_a_worker_goes_on_when_any_broker_of_three_is_killed(on_cluster, cluster
         site.wait_for_the_end(worker)
         node.start()
     site.finish(worker)
+
+
+def test_the_end_of_a_topic_is_asked_of_a_new_leader_while_the_former_one_lives(on_cluster, cluster):
+    topic = on_cluster.settings.topic("journal")
+    place = TopicPartition(topic, 0)
+    with closing(KafkaTopic(on_cluster.settings, topic)) as journal:
+        assert journal.end(0) == 0
+        former = leader(cluster, topic, 0)
+        with KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers) as admin:
+            admin.alter_partition_reassignments({place: [*({1, 2, 3} - {former}), former]})
+            admin.elect_leaders(0, {topic: [0]})  # those that are named first
+        assert leader(cluster, topic, 0) != former
+        assert journal.end(0) == 0
 
 
 # Redis

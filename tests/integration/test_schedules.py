@@ -1,6 +1,8 @@
 """Seeded schedules of faults on real servers. More: make faults SEED=1 ROUNDS=20; what they draw from: tests/faults."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,34 +17,40 @@ pytestmark = pytest.mark.servers
 
 SEED = 20
 ROUNDS = 6
+ONE, THREE = 1, 3
+IN_SUITE = [
+    *((ONE, "kafka-python", number) for number in range(ROUNDS)),
+    *((ONE, "librdkafka", number) for number in range(3)),
+    (THREE, "kafka-python", 0),  # the group's coordinator is killed while a worker is frozen in its transaction
+    (THREE, "librdkafka", 3),  # the transactions' coordinator is frozen
+]
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Pair | ServerUnavailable]:
-    pair = Pair()
-    try:
-        pair.__enter__()
-    except ServerUnavailable as error:
-        yield error
-        return
-    yield pair
-    pair.__exit__()
+def pairs() -> Iterator[Callable[[int], Pair]]:
+    """Servers by their number of brokers, started where they are first asked for."""
+    with ExitStack() as stack:
+        yield cache(lambda brokers: stack.enter_context(Pair(brokers)))
 
 
 @pytest.fixture
-def pair(started: Pair | ServerUnavailable, did_not_run: Callable[..., NoReturn]) -> Pair:
+def brokers() -> int:
+    return ONE
+
+
+@pytest.fixture
+def pair(pairs: Callable[[int], Pair], brokers: int, did_not_run: Callable[..., NoReturn]) -> Pair:
     """Servers that answer, and hold nothing of a round before."""
-    if isinstance(started, ServerUnavailable):
-        did_not_run("schedules of faults", started)
-    started.mend()
-    started.clear()
-    return started
+    try:
+        pair = pairs(brokers)
+    except ServerUnavailable as error:
+        did_not_run("schedules of faults", error)
+    pair.mend()
+    pair.clear()
+    return pair
 
 
-@pytest.mark.parametrize(
-    ("client", "number"),
-    [*(("kafka-python", number) for number in range(ROUNDS)), *(("librdkafka", number) for number in range(3))],
-)
+@pytest.mark.parametrize(("brokers", "client", "number"), IN_SUITE)
 def test_nothing_is_lost_repeated_or_stuck_in_a_schedule_of_faults(
     pair: Pair, tmp_path: Path, client: str, number: int
 ) -> None:

@@ -52,7 +52,8 @@ OF_A_CLUSTER = {
 class KafkaServer(Server):
     """One Kafka broker; `bootstrap_servers` is where it answers.
 
-    With `settings` of its own, or its `data` in a folder of the caller's, it is always a local process.
+    With `settings` of its own, or its `data` in a folder of the caller's, it is always a local process. Where `hosts`
+    has names and addresses, it knows no other names.
     """
 
     product = "Apache Kafka"
@@ -65,6 +66,7 @@ class KafkaServer(Server):
         self.controller_port = free_port()
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self.changed = dict(settings or {})
+        self.hosts: Mapping[str, str] = {}
         self._data = data
 
     def _settings(self, host: str) -> dict[str, str]:
@@ -87,7 +89,10 @@ class KafkaServer(Server):
     def command(self, directory: Path) -> tuple[list[str], str]:
         """What to run, and where it comes from; the storage in `directory` is formatted for it."""
         java = find_java()
-        program = [java.executable, HEAP, "-cp", f"{kafka_jars(KAFKA_VERSION)}/*"]
+        known = directory / "hosts"
+        known.write_text("".join(f"{address} {name}\n" for name, address in self.hosts.items()))
+        names = [f"-Djdk.net.hosts.file={known}"] if self.hosts else []
+        program = [java.executable, HEAP, *names, "-cp", f"{kafka_jars(KAFKA_VERSION)}/*"]
         properties = directory / "server.properties"
         settings = self._settings("127.0.0.1") | {"log.dirs": str(self._data or directory / "data")}
         properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))

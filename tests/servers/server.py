@@ -1,13 +1,18 @@
 """What both servers share: which way to run is chosen, when it answers, how it ends."""
 
 import atexit
+import random
 import shutil
 import socket
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self
+
+PORTS = range(12_000, 32_000)
+"""Below those that systems give to who connects: a broker of three takes seconds to listen on the last of its own."""
 
 
 class ServerUnavailable(Exception):  # noqa: N818 - it names a state of the machine, not a mistake
@@ -159,10 +164,12 @@ class Server(ABC):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nothing listens on now, and that no connection takes before it is listened on."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def listens(port: int) -> bool:

@@ -31,9 +31,9 @@ class Authority:
         self.cafile = directory / "ca.pem"
         self._ca.cert_pem.write_to_path(str(self.cafile))
 
-    def issue(self, name: str, *hosts: str, expired: bool = False, common_name: str | None = None) -> Identity:
-        """A certificate for these hosts (names or addresses), in files called `name`."""
-        not_after = datetime.now(UTC) - timedelta(days=1) if expired else None
+    def issue(self, name: str, *hosts: str, lives_s: float | None = None, common_name: str | None = None) -> Identity:
+        """A certificate for these hosts (names or addresses), in files called `name`; one that has, expires so soon."""
+        not_after = None if lives_s is None else datetime.now(UTC) + timedelta(seconds=lives_s)
         issued = self._ca.issue_cert(*hosts, not_after=not_after, common_name=common_name)
         identity = Identity(*(self._directory / f"{name}{suffix}" for suffix in (".crt", ".key", ".pem")))
         key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)

@@ -312,7 +312,7 @@ class Fake:
         self.asked: list[str] = []
         self.checks: list[Check] = []
         monkeypatch.setattr(doctor, "CHECKS", self.checks)
-        monkeypatch.setattr(doctor, "AGAIN_WITHIN_S", 0.01)
+        monkeypatch.setattr(doctor, "AGAIN_AFTER_S", 0.01)
 
     def add(self, name: str, *needs: str, failing: Exception | None = None, wait_s: float = 0.0) -> None:
         def ask(_: object) -> list[Finding]:

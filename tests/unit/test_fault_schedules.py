@@ -14,7 +14,7 @@ def test_a_schedule_is_that_of_its_seed_and_number_alone() -> None:
 
 
 def test_every_fault_is_drawn_and_the_heavier_ones_more_often() -> None:
-    plans = [schedule(1, number) for number in range(ROUNDS)]
+    plans = [schedule(1, number, brokers=3) for number in range(ROUNDS)]
     drawn = Counter(planned.name for plan in plans for planned in plan.faults)
     assert set(drawn) == set(FAULTS)
     mean = {
@@ -23,6 +23,11 @@ def test_every_fault_is_drawn_and_the_heavier_ones_more_often() -> None:
         for weight in {one.weight for one in FAULTS.values()}
     }
     assert [*sorted(mean)] == sorted(mean, key=lambda weight: mean[weight]), mean
+
+
+def test_one_broker_is_asked_for_no_fault_that_needs_another() -> None:
+    drawn = {planned.name for number in range(ROUNDS) for planned in schedule(1, number).faults}
+    assert drawn == {name for name, one in FAULTS.items() if one.brokers == 1}
 
 
 def test_faults_come_in_order_within_the_stream() -> None:

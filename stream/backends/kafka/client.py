@@ -171,6 +171,26 @@ Fetcher.fetch_records = _fetch_records
 ConsumerCoordinator.time_to_next_heartbeat = lambda _: math.inf
 
 
+def _ask_who_leads_now(fetcher: Any) -> None:
+    """Have a consumer that asks for offsets look for a partition's leader where it is told that another one leads.
+
+    kafka-python 3.0.12 asks the former one on and on, until something else has renewed what it knows of the cluster:
+    `metadata_max_age_ms`, 5 min.
+    """
+    ask = fetcher._send_list_offsets_requests
+
+    async def asked(self: Any, timestamps: Any) -> tuple[Any, Any]:
+        found, again = await ask(self, timestamps)
+        if again:
+            raise kafka_errors.StaleMetadata
+        return found, again
+
+    fetcher._send_list_offsets_requests = asked
+
+
+_ask_who_leads_now(Fetcher)
+
+
 def unavailable(found: str) -> str:
     """A sentence on a Kafka that does not answer: what was found, why as far as the client has said, what to do."""
     said, remedy = refusals.why()

@@ -66,7 +66,7 @@ def connection(settings: Kafka, client_id: str) -> dict[str, Any]:
 def translated(error: KafkaError, whose: str = "") -> Exception:
     """The default client's error of the same meaning, so that what to do about it is said in one place."""
     said = f"{whose}: {error.str()}" if whose else error.str()
-    if error.code() == KafkaError._SSL:
+    if error.code() == KafkaError._SSL or "SSL routines" in said:  # the latter where a server ends a handshake late
         said = f"[SSL: {said}]"
     return error_of(BY_LOCAL_CODE.get(error.code(), error.code()), said)
 
