@@ -200,16 +200,22 @@ def _stored(settings: Settings, redis_url: str) -> dict[str, Any]:
 def turn_until(worker: Worker, metrics: Metrics, events: int) -> None:
     """Let the worker work until so many events are processed. Raises TimeoutError after ten minutes."""
     deadline = time.monotonic() + 600
-    while _now(metrics)["events"] < events:
+    while (done := _processed(metrics)) < events:
         worker.turn()
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{_now(metrics)['events']:,.0f} of {events:,} events in ten minutes")
+            raise TimeoutError(f"{done:,.0f} of {events:,} events in ten minutes")
+
+
+def _processed(metrics: Metrics) -> float:
+    """Events so far. Asked after every turn, so of these counters alone: a look at all of them takes milliseconds."""
+    families = (*metrics.events.collect(), *metrics.ignored.collect())
+    return sum(one.value for family in families for one in family.samples if one.name.endswith("_total"))
 
 
 def _now(metrics: Metrics) -> dict[str, float]:
     """What was counted and spent up to now: events, ticks, wakes, bytes of journal, CPU seconds in all and by phase."""
     return {
-        "events": _sum(metrics, "events_total") + _sum(metrics, "events_ignored_total"),
+        "events": _processed(metrics),
         "ticks": _sum(metrics, "ticks_total"),
         "wakes": _sum(metrics, "wakes_total"),
         "journal_bytes": _sum(metrics, "journal_bytes_total"),
