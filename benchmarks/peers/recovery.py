@@ -37,8 +37,8 @@ CUSTOMERS = 2_000
 EVERY = 5
 KILL_AT = 16_000
 """So many events in: checkpoints of five and of ten seconds have been made, and the next one has not."""
-KILL_AT_TICK = 200
-"""The same for Driftline, whose ticks are short at this rate."""
+KILL_AT_TICK = 150
+"""The same for Driftline, of whose ticks there are ten a second."""
 PATIENCE_S = 120.0
 SETTLED_S = 15.0
 """No new alert for this long after the last event: there will be none. Longer than a checkpoint of any of them."""
