@@ -6,12 +6,12 @@ from stream.backends.kafka import create_topics
 from stream.settings import parse
 
 
-def run(place: Place, skip: int = 0, horizon_days: float = 28.0) -> Spent:
+def run(place: Place, skip: int, horizon_days: float, client: str) -> Spent:
     """What the events cost from when the trainer is at work; it is charged for as many events as were processed."""
     settings = parse(
         {
             "application": {"name": place.name},
-            "kafka": {"bootstrap_servers": place.bootstrap},
+            "kafka": {"bootstrap_servers": place.bootstrap, "client": client},
             "redis": {"url": place.redis_url},
             "topics": {"clickstream": place.source, "purchases": f"{place.name}.purchases", "alerts": place.alerts},
             "models": {"horizon_days": horizon_days},

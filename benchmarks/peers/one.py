@@ -24,11 +24,11 @@ class Peer(NamedTuple):
     own_models: bool = False
 
 
-def _driftline(horizon_days: float = 28.0) -> Callable[[Place, Job, Meter], Spent]:
+def _driftline(horizon_days: float = 28.0, client: str = "kafka-python") -> Callable[[Place, Job, Meter], Spent]:
     def run(place: Place, _job: Job, meter: Meter) -> Spent:
         from benchmarks.peers import driftline
 
-        return driftline.run(place, meter.skip, horizon_days)
+        return driftline.run(place, meter.skip, horizon_days, client)
 
     return run
 
@@ -73,6 +73,9 @@ AUTO = "offsets in the background: some events lost or repeated"
 REDIS = "alerts once; Redis may fall behind"
 PEERS = {
     "driftline": Peer("Driftline", "exactly once", _driftline(), own_models=True),
+    "driftline-librdkafka": Peer(
+        "Driftline on librdkafka", "exactly once", _driftline(client="librdkafka"), own_models=True
+    ),
     "driftline-churn": Peer("Driftline, four days, churn in one", "exactly once", _driftline(1.0), own_models=True),
     "confluent": Peer("confluent-kafka loop", AUTO, _confluent(False)),
     "confluent-eos": Peer("confluent-kafka loop, transactions", REDIS, _confluent(True)),
