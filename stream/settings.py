@@ -171,7 +171,7 @@ class Tick(Section):
     """One turn of the worker's loop."""
 
     max_events: int = Field(5_000, ge=1, le=100_000, description="most events of one task in one tick")
-    max_wait_ms: int = Field(100, ge=1, le=5_000, description="longest that the broker gathers events, ms")
+    max_wait_ms: int = Field(100, ge=1, le=1_000, description="longest that the broker gathers events, and that a turn waits for any, ms")  # fmt: skip
     max_span_hours: float = Field(6.0, gt=0, le=168, description="most stream time one tick may cover, h")
     max_wakes: int = Field(5_000, ge=1, le=100_000, description="most silent customers looked at in one tick of a task")
     idle_after_s: float = Field(30.0, ge=0, le=86_400, description="a topic at its end and silent for this long is not waited for, s")  # fmt: skip

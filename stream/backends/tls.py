@@ -1,11 +1,13 @@
 """TLS towards Kafka and Redis: the files of the settings, and what to do about a handshake that failed."""
 
+import logging
 import ssl
-from contextlib import suppress
 from typing import Any
 
 from stream.errors import Misconfigured
 from stream.settings import Kafka, Redis
+
+log = logging.getLogger(__name__)
 
 REMEDIES = {
     "certificate has expired": "its certificate has expired: have it renewed, nothing here needs a change",
@@ -56,8 +58,11 @@ class _Context(ssl.SSLContext):
             ) from None
 
     def wrap_socket(self, *arguments: Any, **named: Any) -> ssl.SSLSocket:
-        with suppress(Misconfigured):  # half written: the server refuses this connection, and the next one reads again
+        try:
+            _Context(ssl.PROTOCOL_TLS_CLIENT).load(*self._named)  # files of which one is still the former leave no key
             self.load(*self._named)
+        except Misconfigured as error:
+            log.warning("a connection goes by what these files held before: %s", error)
         return super().wrap_socket(*arguments, **named)
 
 

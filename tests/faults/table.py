@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -21,6 +22,7 @@ from kafka.admin import (
     ResourcePatternFilter,
     ResourceType,
 )
+from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from tests.faults.network import Link
@@ -206,8 +208,18 @@ def _any(round: "Round", draw: random.Random) -> int:
     return draw.randint(1, len(round.pair.brokers))
 
 
+@contextmanager
+def _asking(round: "Round") -> Iterator[KafkaAdminClient]:
+    """Who may not answer while another fault lasts."""
+    try:
+        with KafkaAdminClient(bootstrap_servers=round.site.bootstrap, bootstrap_timeout_ms=5_000) as admin:
+            yield admin
+    except KafkaError as error:
+        raise NoOccasion(f"Kafka does not say who leads: {error}") from error
+
+
 def _controller(round: "Round", draw: random.Random) -> int:
-    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+    with _asking(round) as admin:
         return int(admin.describe_metadata_quorum()["topics"][0]["partitions"][0]["leader_id"])
 
 
@@ -221,7 +233,7 @@ def _transaction_coordinator(round: "Round", draw: random.Random) -> int:
 
 def _leader(round: "Round", topic: str, key: str) -> int:
     """The node id of who coordinates a group or a writer."""
-    with KafkaAdminClient(bootstrap_servers=round.site.bootstrap) as admin:
+    with _asking(round) as admin:
         places = admin.describe_topics([topic])[0]["partitions"]
     leaders = {one["partition_index"]: int(one["leader_id"]) for one in places}
     node = leaders.get(partition_of(key, len(leaders)), -1) if leaders else -1

@@ -26,11 +26,22 @@ IN_SUITE = [
 ]
 
 
+Started = Callable[[int], Pair | ServerUnavailable]
+
+
 @pytest.fixture(scope="module")
-def pairs() -> Iterator[Callable[[int], Pair]]:
+def pairs() -> Iterator[Started]:
     """Servers by their number of brokers, started where they are first asked for."""
     with ExitStack() as stack:
-        yield cache(lambda brokers: stack.enter_context(Pair(brokers)))
+
+        @cache
+        def started(brokers: int) -> Pair | ServerUnavailable:
+            try:
+                return stack.enter_context(Pair(brokers))
+            except ServerUnavailable as error:
+                return error
+
+        yield started
 
 
 @pytest.fixture
@@ -39,12 +50,11 @@ def brokers() -> int:
 
 
 @pytest.fixture
-def pair(pairs: Callable[[int], Pair], brokers: int, did_not_run: Callable[..., NoReturn]) -> Pair:
+def pair(pairs: Started, brokers: int, did_not_run: Callable[..., NoReturn]) -> Pair:
     """Servers that answer, and hold nothing of a round before."""
-    try:
-        pair = pairs(brokers)
-    except ServerUnavailable as error:
-        did_not_run("schedules of faults", error)
+    pair = pairs(brokers)
+    if isinstance(pair, ServerUnavailable):
+        did_not_run("schedules of faults", pair)
     pair.mend()
     pair.clear()
     return pair

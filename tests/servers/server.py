@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 PORTS = range(12_000, 32_000)
 """Below those that systems give to who connects: a broker of three takes seconds to listen on the last of its own."""
+_given: set[int] = set()
 
 
 class ServerUnavailable(Exception):  # noqa: N818 - it names a state of the machine, not a mistake
@@ -167,8 +168,11 @@ def free_port() -> int:
     """A TCP port of 127.0.0.1 that nothing listens on now, and that no connection takes before it is listened on."""
     while True:
         port = random.SystemRandom().choice(PORTS)
+        if port in _given:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 

@@ -23,7 +23,7 @@ from stream.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_POLL_RECORDS = 8_000
-"""Full ticks of several tasks in one transaction, which costs the same with one."""
+"""More than a full tick: in one transaction are those of several tasks, and it costs the same with one."""
 PARTITION_FETCH_BYTES = 4_194_304
 """More than a full tick of events: by the client's default of a quarter of it, ticks never become full."""
 FETCH_BYTES = 16_777_216

@@ -5,6 +5,7 @@ Faults that concern one kind of client are worked around where it is used.
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -19,7 +20,8 @@ def apply() -> None:
     """Change the client's classes; once, before the first client is made."""
     for transport in (KafkaTCPTransport, KafkaSSLTransport):
         _hear_last_words(transport)
-    _close_what_fails(KafkaNetSocket)
+    _close_what_fails(KafkaNetSocket, "sock_connect", lambda _self, _net, sock, *_: sock)
+    _close_what_fails(KafkaSSLTransport, "handshake", lambda transport: transport._sock)
     _ask_those_who_may_answer(ClusterMetadata)
     _ask_who_leads_now(Fetcher)
     Fetcher.fetch_records = _fetch_records
@@ -43,22 +45,22 @@ def _hear_last_words(transport: Any) -> None:
     transport._sock_recv = heard
 
 
-def _close_what_fails(connector: Any) -> None:
+def _close_what_fails(owner: Any, step: str, socket_of: Callable[..., Any]) -> None:
     """Close the socket of a connection that has not come about.
 
     The client leaves that to Python's search for cycles, which may be long in coming: while a broker is away,
     the files that a process may have open run out.
     """
-    connect = connector.sock_connect
+    connect = getattr(owner, step)
 
-    async def closing(self: Any, net: Any, sock: Any, *arguments: Any, **named: Any) -> Any:
+    async def closing(*arguments: Any, **named: Any) -> Any:
         try:
-            return await connect(self, net, sock, *arguments, **named)
+            return await connect(*arguments, **named)
         except BaseException:
-            sock.close()
+            socket_of(*arguments).close()
             raise
 
-    connector.sock_connect = closing
+    setattr(owner, step, closing)
 
 
 def _ask_those_who_may_answer(cluster: Any) -> None:
@@ -104,13 +106,13 @@ def _ask_who_leads_now(fetcher: Any) -> None:
     """Have a consumer that asks for offsets look for a partition's leader where it is told that another one leads.
 
     The client asks the former one on and on, until something else has renewed what it knows of the cluster:
-    `metadata_max_age_ms`, 5 min.
+    `metadata_max_age_ms`, 5 min. A partition that nobody leads it leaves out of its answer.
     """
     ask = fetcher._send_list_offsets_requests
 
     async def asked(self: Any, timestamps: Any) -> tuple[Any, Any]:
         found, again = await ask(self, timestamps)
-        if again:
+        if again or len(found) < len(timestamps):
             raise kafka_errors.StaleMetadata
         return found, again
 

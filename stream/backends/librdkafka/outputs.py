@@ -90,10 +90,9 @@ class LibrdkafkaOutputs:
         until = time.monotonic() + self._settings.kafka.commit_timeout_s
         while thread.is_alive() and time.monotonic() < until:
             thread.join(LOOK_S)
-            before = self._shaken
             with suppress(KafkaException, SystemError):  # the transaction meets it too
-                producer.poll(0)  # tells of connections
-            if self._shaken and not before:
+                producer.poll(0)  # tells of connections, where the transaction's own thread has not been told
+            if self._shaken:
                 until = min(until, time.monotonic() + SHAKEN_S)
 
     def _transact(
