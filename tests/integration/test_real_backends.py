@@ -29,6 +29,7 @@ from stream.backends.kafka import topic as kafka_topic
 from stream.backends.kafka.client import connection, mapped
 from stream.backends.kafka.offsets import committed
 from stream.backends.librdkafka import LibrdkafkaInputs, LibrdkafkaOutputs
+from stream.backends.librdkafka import client as librdkafka_client
 from stream.backends.librdkafka import inputs as librdkafka_inputs
 from stream.backends.librdkafka import outputs as librdkafka_outputs
 from stream.backends.librdkafka.inputs import generation_of, member_of
@@ -810,6 +811,14 @@ def test_a_partition_that_nobody_leads_is_asked_for_again_and_not_left_out_of_th
         asyncio.run(Half()._send_list_offsets_requests({"led": -1, "not": -1}))
 
 
+@pytest.mark.parametrize("facility", ["REQTMOUT", "SESSTMOUT"])
+def test_librdkafka_says_in_its_log_alone_what_had_no_answer(facility: str) -> None:
+    """A client that is fenced after that has fenced itself."""
+    heard: list[str] = []
+    librdkafka_client.ClientLog(lambda: heard.append(facility)).log(20, "%s %s", facility, "nobody answered")
+    assert heard == [facility]
+
+
 def test_a_transaction_on_librdkafka_whose_connections_fail_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client tells either thread of it."""
     monkeypatch.setattr(librdkafka_outputs, "SHAKEN_S", 0.2)
@@ -833,7 +842,9 @@ def test_a_broker_that_stops_answering_is_unavailable_and_all_go_on_once_it_is_b
 ) -> None:
     inputs = on_kafka.make_inputs()
     token, topic = join(inputs), on_kafka.make_topic(on_kafka.journal)
-    outputs = on_kafka.make_outputs("one", inputs, commit_timeout_s=2)
+    with monkeypatch.context() as patient:  # librdkafka looks for its coordinator twice a second
+        patient.setattr(librdkafka_outputs, "REQUEST_TIMEOUT_MS", 10_000)
+        outputs = on_kafka.make_outputs("one", inputs, commit_timeout_s=2)
     outputs.commit([note(on_kafka, b"before")], stamps(on_kafka, 1, 1), token)
     kafka_server.pause()
     try:

@@ -23,7 +23,7 @@ BY_LOCAL_CODE = {
 
 
 class ClientLog:
-    """What librdkafka says for its log, and a call for each request that had no answer: it tells nobody else of them.
+    """What librdkafka says for its log, and a call where a request or a session had no answer: it tells nobody else.
 
     Connections that fail are told of by the worker; here they would be many lines a second.
     """
@@ -32,7 +32,7 @@ class ClientLog:
         self._unanswered = unanswered
 
     def log(self, level: int, text: str, facility: str, *more: object) -> None:
-        if facility == "REQTMOUT":
+        if facility in ("REQTMOUT", "SESSTMOUT"):
             self._unanswered()
         log.log(logging.DEBUG if facility in ("FAIL", "REQTMOUT") else level, text, facility, *more)
 
