@@ -713,9 +713,7 @@ def test_a_poll_of_a_broker_that_keeps_silent_waits_and_does_not_turn_around_at_
     join(inputs)
     kafka_server.pause()
     try:
-        time.sleep(
-            3.5
-        )  # the second heartbeat is due, for which kafka-python 3.0.12 would let the poll end: the first has no answer
+        time.sleep(3.5)  # the second heartbeat is due, the first one having had no answer
         began = time.process_time()
         inputs.poll(1.0, NOTHING)
         assert time.process_time() - began < 0.2
@@ -832,7 +830,8 @@ def test_a_transaction_on_librdkafka_whose_connections_fail_is_given_up_soon(mon
 
     began = time.monotonic()
     thread = threading.Thread(target=transact)
-    outputs._watch(thread.start() or thread, Producer({}))
+    thread.start()
+    outputs._watch(thread, Producer({}))
     goes_on.set()
     assert time.monotonic() - began < outputs._settings.kafka.commit_timeout_s / 2
 

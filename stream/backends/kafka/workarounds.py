@@ -112,7 +112,7 @@ def _ask_who_leads_now(fetcher: Any) -> None:
 
     async def asked(self: Any, timestamps: Any) -> tuple[Any, Any]:
         found, again = await ask(self, timestamps)
-        if again or len(found) < len(timestamps):
+        if len(found) < len(timestamps):
             raise kafka_errors.StaleMetadata
         return found, again
 
