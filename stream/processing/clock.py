@@ -1,7 +1,8 @@
 """The one clock of a task, and the order in which its topics are read. Pure: wall time comes in as an argument."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ class Decoded(NamedTuple):
     time_ms: int
 
 
+_make_decoded: Callable[[tuple[Record, Event, int]], Decoded] = partial(tuple.__new__, Decoded)  # see `make_record`
 Buffers = Mapping[str, deque[Decoded]]
 
 
@@ -29,7 +31,7 @@ def read(record: Record, rules: EventRules) -> Decoded:
         if record.headers and (forget := forget_of(record)):
             return Decoded(record, forget, 0)
         event = decode(record, rules)
-        return Decoded(record, event, event.time_ms)
+        return _make_decoded((record, event, event.time_ms))
     except InvalidEvent as invalid:
         return Decoded(record, invalid, 0)
 

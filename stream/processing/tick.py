@@ -385,10 +385,8 @@ def _hours(tick: TickInput) -> int:
 
 
 def _next_offsets(tick: TickInput) -> dict[str, int]:
-    offsets = dict(tick.state.offsets)
-    for record, _, _ in tick.decoded:
-        offsets[record.topic] = record.offset + 1
-    return offsets
+    last = {record.topic: record.offset for record, _, _ in tick.decoded}
+    return dict(tick.state.offsets) | {topic: offset + 1 for topic, offset in last.items()}
 
 
 def _uids(accepted: _Accepted) -> NDArray[np.uint64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from online_models.compiled import compiled
 from stream.errors import Misconfigured
-from stream.events import Record
+from stream.events import Record, make_record
 
 BROKEN = -1
 
@@ -82,14 +82,16 @@ def decoded(place: TopicPartition, batch: Any) -> Iterator[Record]:
         fields[:, 1] = batch.max_timestamp
     topic, partition = place.topic, place.partition
     for offset, time_ms, key, key_end, value, value_end, headers, count in fields.tolist():
-        yield Record(
-            topic,
-            partition,
-            offset,
-            time_ms,
-            None if key < 0 else data[key:key_end],
-            None if value < 0 else data[value:value_end],
-            _headers(data, headers, count) if count else (),
+        yield make_record(
+            (
+                topic,
+                partition,
+                offset,
+                time_ms,
+                None if key < 0 else data[key:key_end],
+                None if value < 0 else data[value:value_end],
+                _headers(data, headers, count) if count else (),
+            )
         )
 
 

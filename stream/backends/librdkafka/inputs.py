@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +23,7 @@ from stream.backends.kafka.inputs import CommittedOffsets, Proof, equal_counts, 
 from stream.backends.kafka.offsets import known_counts, observer
 from stream.backends.librdkafka.client import ClientLog, connection, heard, telling, translated
 from stream.errors import BrokerUnavailable, Misconfigured
-from stream.events import Record
+from stream.events import Record, make_record
 from stream.ports import Committed, Polled, Token
 from stream.settings import Settings
 
@@ -360,4 +359,4 @@ def recorded(messages: Sequence[Message]) -> list[Record]:
         map(Message.value, messages),
         [tuple((key, value or b"") for key, value in one) if one else () for one in found],
     )
-    return list(map(partial(tuple.__new__, Record), zip(*columns, strict=True)))
+    return list(map(make_record, zip(*columns, strict=True)))
