@@ -90,10 +90,13 @@ def _reached(round: "Round", draw: random.Random, step: str, deed: str) -> Gener
     running, order = round.workers[name], round.order(name, step, deed)
     for _ in range(100):
         yield 0.05
+        gone = round.workers.get(name) is not running
+        if gone and deed == "stop":
+            break  # of something else that met it, maybe after it had come there
         if not order.exists():
             round.note(f"{name} {'killed' if deed == 'kill' else 'frozen'} {step}")
             return name
-        if round.workers.get(name) is not running:
+        if gone:
             break
     order.unlink(missing_ok=True)
     raise NoOccasion(f"{name} did not come to {step}")
