@@ -20,10 +20,8 @@ from tests.faults.table import FAULTS
 def told(round: Round, difference: DifferenceError, folder: Path) -> str:
     """A round that failed: what was done, the first divergence, and where the logs lie."""
     story = "\n".join(f"  {line}" for line in round.story)
-    brokers = len(round.pair.brokers)
-    which = f"--seed {round.seed} --round {round.number}{f' --brokers {brokers}' if brokers > 1 else ''}"
-    again = f"python -m tests.faults {which}"
-    return f"{round.name} FAILED\n{story}\nfirst divergence: {difference}\nlogs: {folder}\nits schedule again: {again}"
+    again = f"its schedule again: python -m tests.faults {round.asked}"
+    return f"{round.name} FAILED\n{story}\nfirst divergence: {difference}\nlogs: {folder}\n{again}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

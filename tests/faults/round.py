@@ -88,6 +88,8 @@ class Round:
         self, pair: Pair, seed: int, number: int, folder: Path, only: Sequence[str] = (), client: str = "kafka-python"
     ) -> None:
         self.pair, self.number = pair, number
+        named = {"seed": seed, "round": number, "brokers": len(pair.brokers), "client": client, "only": " ".join(only)}
+        self.asked = " ".join(f"--{name} {value}" for name, value in named.items() if value != "")
         self.name = f"seed {seed}, round {number}"
         self.plan = schedule(seed, number, only, len(pair.brokers))
         self.story: list[str] = []

@@ -89,7 +89,8 @@ def test_a_round_that_ends_with_a_difference_tells_its_seed_what_was_done_and_th
     with pytest.raises(DifferenceError) as failed:
         round.run()
     said = told(round, failed.value, tmp_path)
-    assert f"--seed {SEED} --round {ROUNDS}" in said
+    assert f"--seed {SEED} --round {ROUNDS} " in said
+    assert "--client kafka-python --only worker_killed redis_emptied\n" in f"{said}\n"
     assert "first divergence: task 0: other customers than in the journal" in said
     assert "FAULT " in said
     assert str(tmp_path) in said
