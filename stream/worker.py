@@ -146,7 +146,7 @@ class Worker:
         log.info("stopping", extra={"tasks": sorted(self._tasks)})
 
     def turn(self) -> bool:
-        """One turn of the loop; returns whether anything was committed, recovered or learned."""
+        """One turn of the loop; returns whether anything was committed or learned, or a task is being recovered."""
         self._busy = self._turn()
         held = {number: Held(task.recovery is None, task.state) for number, task in self._tasks.items()}
         self._report.holding(held, self._ports.inputs.heard_ends)
@@ -167,20 +167,21 @@ class Worker:
             if self._unfenced:
                 self._ports.outputs.reset()  # before any task is recovered: until then the old writer may still commit
                 self._unfenced = False
-            busy = self._recover()
+            recovering = self._recover()
             self._adopt()
             self._report.spent("recover")
             prepared = self._prepare()
             self._report.spent("load")
             if prepared and self._commit(prepared):
                 self._report.turned(self._clock.monotonic() - polled_at)
-            busy = self._train(sum(len(one.result.entry.features) for one in prepared)) or busy
+            # Ticks first: what waits for a recovered task does not wait for the trainer as well.
+            trained = not recovering and self._train(sum(len(one.result.entry.features) for one in prepared))
             self._report.spent("train")
         except Retriable as error:
             # The outside does not answer: all is recovered, polling meanwhile, so that the membership is kept.
             self._lose(list(self._tasks.values()), _why(error), error)
             return False
-        return busy or bool(prepared)
+        return trained or bool(prepared) or any(task.recovery is not None for task in self._tasks.values())
 
     def close(self) -> None:
         """Give everything back; what is committed but not applied is replayed by whoever comes next."""

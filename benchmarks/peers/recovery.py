@@ -186,7 +186,7 @@ def _driftline(site: Site, shop: list[Record], job: str, same: bool) -> Outcome:
     }
     settings = load(environment=environment)
     create_topics(settings, 1, 1)
-    command = [sys.executable, "-m", "tests.integration.worker_process", "--app", job, "--instance"]
+    command = [sys.executable, "-m", "tests.integration.worker_process", "--rehearse", "--app", job, "--instance"]
     start_s = _start_s(command)
     watch = Watch(site, settings.topic("alerts"), _id_of)
     feeding = Feeding(site, settings.topics.clickstream, shop, RATE)

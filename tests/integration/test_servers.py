@@ -124,7 +124,7 @@ def test_a_join_for_new_partitions_that_ends_between_two_polls_is_forgotten_by_t
         assert time.monotonic() < deadline, "the new partitions are not seen"
         consumer._client.cluster.request_update()
         time.sleep(0.1)
-    consumer.poll(timeout_ms=1)
+    consumer.poll(timeout_ms=0)
     time.sleep(1)
     for _ in range(6):
         consumer.poll(timeout_ms=500)
@@ -132,6 +132,16 @@ def test_a_join_for_new_partitions_that_ends_between_two_polls_is_forgotten_by_t
     while len(consumer.assignment()) < 3:
         assert time.monotonic() < deadline, consumer.assignment()
         consuming.poll(consumer, 1)
+
+
+def test_a_poll_that_has_joined_the_group_does_not_wait_for_records_before_it_says_so(partition, group, a_consumer):
+    consumer = a_consumer(group)
+    consumer.partitions_for_topic(partition.topic)
+    consumer.subscribe([partition.topic])
+    began = time.monotonic()
+    consuming.poll(consumer, 30_000)
+    assert consumer.assignment() == {partition}
+    assert time.monotonic() - began < 30
 
 
 def commit(producer: KafkaProducer, partition: TopicPartition, offset: int, membership: ConsumerGroupMetadata) -> None:

@@ -32,6 +32,7 @@ from stream.errors import DriftlineError
 from stream.metrics import Metrics
 from stream.ports import Offset, Outgoing, Token
 from stream.processing.tick import TickResult
+from stream.rehearsal import rehearse
 from stream.settings import load
 from stream.trainer import Trainer
 from stream.worker import Worker
@@ -187,6 +188,7 @@ def main() -> int:
     parser.add_argument("--obey", metavar="FOLDER", type=Path)
     parser.add_argument("--max-poll-s", type=float)
     parser.add_argument("--metadata-s", type=float)
+    parser.add_argument("--rehearse", action="store_true", help="as `driftline run` does, before it joins")
     parsed = parser.parse_args()
     os.environ["DRIFTLINE_APPLICATION__NAME"] = parsed.app
     os.environ["DRIFTLINE_APPLICATION__INSTANCE"] = parsed.instance
@@ -197,6 +199,8 @@ def main() -> int:
     settings = load()
     logs.configure(settings.log)
     try:
+        if parsed.rehearse:
+            rehearse()
         worker = assemble(settings, Metrics())
         _prepare(worker, parsed)
         signal.signal(signal.SIGTERM, lambda *_: setattr(worker, "stopping", True))

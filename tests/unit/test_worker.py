@@ -249,6 +249,19 @@ def test_a_trainer_whose_journal_was_created_anew_learns_it_from_its_beginning()
     assert trainer._done == {0: 1}
 
 
+def test_what_waits_for_a_restarted_worker_is_told_before_its_trainer_takes_over() -> None:
+    site = Site()
+    site.send("clickstream", "c-1", NOW_MS - DAY_MS)
+    site.run()
+    site.send("clickstream", "c-2", NOW_MS - DAY_MS)
+    worker = site.start()
+    while site.customers() != ["c-1", "c-2"]:
+        assert worker._trainer._outputs is None
+        worker.turn()
+    site.run(1)
+    assert worker._trainer._outputs is not None
+
+
 def test_a_trainer_keeps_up_with_full_ticks_however_many_steps_its_versions_take() -> None:
     site = Site(first_customers=50, publish_max_events=2_500)
     worker = site.start(

@@ -32,16 +32,20 @@ def partition_counts(consumer: Any, topics: Iterable[str]) -> dict[str, int]:
 
 
 def poll(consumer: Any, timeout_ms: int) -> Any:
-    """Poll for at least `JOIN_MS` while the group is still to be joined.
+    """Poll; while the group is still to be joined, do only that, for at most `JOIN_MS`.
 
     kafka-python 3.0.12 begins a join anew if it ended between two polls: one that is polled briefly may never join, and
     each of its attempts is a rebalance of the whole group. A join that only new metadata had asked for it does not even
-    begin anew: the member stays without partitions and without heartbeats, for ever.
+    begin anew: the member stays without partitions and without heartbeats, for ever. And a poll that has joined goes on
+    to wait for records, of partitions that nobody has sought yet.
     """
     coordinator = consumer._coordinator
     if coordinator.rejoining:
         coordinator.request_rejoin()
-    return consumer.poll(timeout_ms=max(timeout_ms, JOIN_MS) if coordinator.need_rejoin() else timeout_ms)
+    if coordinator.need_rejoin():
+        coordinator.poll(timeout_ms=max(timeout_ms, JOIN_MS))
+        return {}
+    return consumer.poll(timeout_ms=timeout_ms)
 
 
 def close_member(consumer: Any, settings: Settings) -> None:
