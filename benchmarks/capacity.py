@@ -23,7 +23,9 @@ RECOVERY_S = 15e-6
 REDIS_BYTES = 970
 ROW_BYTES = 930
 """A customer in the memory of a worker, its place in the index included."""
-WORKER_BYTES = 1.2e9
+TASK_BYTES = 27e6
+"""What a task holds of one input topic while it waits for the other: `tick.max_events` twice, and what a poll brings."""
+WORKER_BYTES = 0.75e9
 """What a worker holds besides: Python, compiled loops, models, the clients' buffers when there is a backlog."""
 JOURNAL_BYTES = (316, 860)
 """An event's in the journal before compression: of a busy shop, whose customers come with several events in a tick, and
@@ -31,6 +33,11 @@ at the most, where each comes with one."""
 COMPRESSED = 0.2
 BUSY = 0.7
 """How much of a core is planned to be used at the peak."""
+
+
+def worker_bytes(rows: float, tasks: float) -> float:
+    """Memory of a worker that keeps so many customers and has so many tasks, while one topic waits for the other."""
+    return rows * ROW_BYTES + tasks * TASK_BYTES + WORKER_BYTES
 
 
 def main() -> None:
@@ -57,7 +64,7 @@ def main() -> None:
         ("workers at the peak, and one more for the time of a restart", f"{workers} + 1"),
         (
             f"memory of a worker where {workers} are left",
-            f"{(rows / workers * ROW_BYTES + WORKER_BYTES) / 1e9:,.1f} GB",
+            f"{worker_bytes(rows / workers, one.partitions / workers) / 1e9:,.1f} GB",
         ),
         ("the one trainer at the peak, of a core", f"{peak * LEARN_S:.0%}"),
         ("Redis, without its replicas", f"{one.customers * REDIS_BYTES / 1e9:,.0f} GB"),

@@ -32,14 +32,14 @@ ASK_S = 0.3
 class Fleet:
     """The workers of one application, each a process with a port of its own."""
 
-    def __init__(self, site: tuple[str, str], partitions: int, session_s: float = 10) -> None:
+    def __init__(self, site: tuple[str, str], partitions: int, session_s: float = 10, idle_s: float = 1) -> None:
         name = f"scale-{uuid4().hex[:8]}"
         values = {
             "application": {"name": name},
             "kafka": {"bootstrap_servers": site[0], "session_timeout_s": session_s},
             "redis": {"url": site[1]},
             "topics": {"clickstream": f"{name}.clickstream", "purchases": f"{name}.purchases"},
-            "tick": {"max_span_hours": 168, "idle_after_s": 1},
+            "tick": {"max_span_hours": 168, "idle_after_s": idle_s},
         }
         self.settings: Settings = parse(values)
         self.partitions = partitions
@@ -197,9 +197,9 @@ class Fleet:
 
 
 @contextmanager
-def fleet(site: tuple[str, str], partitions: int, session_s: float = 10) -> Iterator[Fleet]:
+def fleet(site: tuple[str, str], partitions: int, session_s: float = 10, idle_s: float = 1) -> Iterator[Fleet]:
     """A fleet whose processes end with the block."""
-    found = Fleet(site, partitions, session_s)
+    found = Fleet(site, partitions, session_s, idle_s)
     try:
         yield found
     finally:

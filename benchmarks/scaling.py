@@ -1,4 +1,4 @@
-"""Many workers, and many customers: `python -m benchmarks.scaling workers|handover|customers`.
+"""Many workers, and many customers: `python -m benchmarks.scaling workers|handover|customers|lag`.
 
 Each worker is a process of its own, `driftline run`, on one real Kafka and one real Redis. docs/scaling.md carries the
 numbers on; benchmarks/results/ keeps them as JSON.
@@ -34,6 +34,8 @@ SESSION_S = 60.0
 """Longer than the frozen workers are fed."""
 PAUSE_S = 12.0
 """Between two disturbances of a hand-over; longer than a session's time-out."""
+LAG_S = 40.0
+"""How long clicks wait for a silent topic; long enough that all buffers are full."""
 console = Console(stderr=True)
 
 
@@ -44,6 +46,7 @@ def main() -> None:
     commands.add_parser("workers").add_argument("--events", type=int, default=100_000, help="events a worker (100,000)")
     commands.add_parser("handover").add_argument("--rate", type=int, default=2_000, help="events a second (2,000)")
     commands.add_parser("customers").add_argument("--customers", type=int, default=1_000_000)
+    commands.add_parser("lag").add_argument("--events", type=int, default=400_000, help="that wait (400,000)")
     arguments = parser.parse_args()
     with KafkaServer() as kafka, RedisServer() as store:
         console.print(f"{kafka.how} · {store.how}")
@@ -52,8 +55,10 @@ def main() -> None:
             result = workers(site, arguments.events)
         elif arguments.what == "handover":
             result = handover(site, arguments.rate)
-        else:
+        elif arguments.what == "customers":
             result = customers(site, arguments.customers)
+        else:
+            result = lag(site, arguments.events)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"scaling-{arguments.what}.json").write_text(json.dumps(result, indent=2) + "\n")
 
@@ -238,6 +243,35 @@ def customers(site: tuple[str, str], count: int) -> dict[str, Any]:
         ],
     )
     return result
+
+
+def lag(site: tuple[str, str], events: int) -> dict[str, Any]:
+    """Memory of a worker whose clicks wait for orders that do not come, and once they have been let go."""
+    records = [record for record in clicks(events) if b'"Order Completed"' not in record.value]
+    most = 0.0
+    with fleet(site, PARTITIONS, idle_s=LAG_S) as one:
+        one.start("w0")
+        one.wait_until_ready()
+        before = one.samples("w0")["process_resident_memory_bytes"]
+        one.feed(records)
+
+        def let_go() -> bool:
+            nonlocal most
+            found = one.samples("w0")
+            if found.get("driftline_events_total", 0.0):
+                return True
+            most = max(most, found.get("process_resident_memory_bytes", 0.0))
+            return False
+
+        one.wait(let_go, "clicks let go")
+        one.wait_for_events(len(records))
+        after = one.samples("w0")["process_resident_memory_bytes"]
+    _print(
+        f"{len(records):,} clicks wait for an order, one worker, {PARTITIONS} tasks",
+        ("the worker's memory", "MB"),
+        [(what, f"{size / 1e6:,.0f}") for what, size in (("before", before), ("waiting", most), ("after", after))],
+    )
+    return {"events": len(records), "before_bytes": before, "waiting_bytes": most, "after_bytes": after}
 
 
 def _started(one: Fleet) -> float:

@@ -239,9 +239,9 @@ def test_a_rollout_waits_until_the_group_has_noticed() -> None:
 
 def test_the_last_worker_left_has_memory_for_all_tasks() -> None:
     (size,) = re.findall(r"^(\d+)Mi$", WORKER["resources"]["limits"]["memory"])
-    rows = partitions() * settings().customers.cache_rows
+    tasks = partitions()
     assert ROW.itemsize < capacity.ROW_BYTES < ROW.itemsize + 200  # its place in the index
-    assert int(size) * 2**20 >= rows * capacity.ROW_BYTES + capacity.WORKER_BYTES
+    assert int(size) * 2**20 >= capacity.worker_bytes(tasks * settings().customers.cache_rows, tasks)
     assert WORKER["resources"]["requests"]["memory"] == WORKER["resources"]["limits"]["memory"]
 
 
