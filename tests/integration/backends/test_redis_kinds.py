@@ -11,14 +11,11 @@ from stream.backends.redis import RedisStore, connected
 from stream.errors import StoreUnavailable
 from stream.privileges import REDIS_CLUSTER, REDIS_WORKER, redis_rule
 from stream.settings import Settings
+from tests.conformance.backends import StoreContract, apply, marker
+from tests.integration.backends.on_servers import OnServers, settings_of
 from tests.integration.site import Site, until
 from tests.servers import RedisServer
 from tests.servers.server import free_port
-
-pytest.register_assert_rewrite("tests.conformance.backends")
-
-from tests.conformance.backends import StoreContract, apply, marker  # noqa: E402  its assertions are rewritten first
-from tests.integration.test_real_backends import OnServers, settings_of  # noqa: E402
 
 pytestmark = pytest.mark.servers
 

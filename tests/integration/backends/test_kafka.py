@@ -1,4 +1,4 @@
-"""The contract of the ports on a real Kafka and a real Redis, and what only those can get wrong."""
+"""What only a real Kafka and its clients can get wrong."""
 
 import asyncio
 import gc
@@ -8,14 +8,12 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import pytest
-import redis
 from confluent_kafka import KafkaError, Producer
 from kafka import ConsumerGroupMetadata, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
@@ -33,37 +31,13 @@ from stream.backends.librdkafka import client as librdkafka_client
 from stream.backends.librdkafka import inputs as librdkafka_inputs
 from stream.backends.librdkafka import outputs as librdkafka_outputs
 from stream.backends.librdkafka.inputs import generation_of, member_of
-from stream.backends.redis import RedisStore
-from stream.cli.run import clients
-from stream.errors import (
-    BrokerUnavailable,
-    DriftlineError,
-    Misconfigured,
-    NewerSchema,
-    OutcomeUnknown,
-    StoreUnavailable,
-    TaskLost,
-    TransactionOpen,
-)
-from stream.ports import UNSTAMPED, Committed, Inputs, Offset, Outgoing, Outputs, Store, Token, Topic
-from stream.processing.customer import ROW, SCHEMA
+from stream.errors import BrokerUnavailable, Misconfigured, OutcomeUnknown, TaskLost, TransactionOpen
+from stream.ports import UNSTAMPED, Committed, Inputs, Offset, Outgoing, Token
 from stream.settings import Settings, parse
-from tests.builders import NOW
-from tests.servers import KafkaServer, RedisServer
-from tests.servers.server import free_port
-
-pytest.register_assert_rewrite("tests.conformance.backends")
-
-from tests.conformance.backends import (  # noqa: E402  its assertions are rewritten first
+from tests.conformance.backends import (
     NOTHING,
     PARTITIONS,
-    InputsContract,
-    OutputsContract,
-    StoreContract,
-    TopicContract,
-    apply,
     join,
-    marker,
     note,
     poll_for,
     poll_until,
@@ -72,169 +46,11 @@ from tests.conformance.backends import (  # noqa: E402  its assertions are rewri
     shared,
     stamps,
 )
+from tests.integration.backends.on_servers import OnServers, settings_of
+from tests.servers import KafkaServer
+from tests.servers.server import free_port
 
 pytestmark = pytest.mark.servers
-
-PASSWORD = "geheim"
-
-
-def settings_of(name: str, bootstrap: str = "127.0.0.1:1", url: str = "redis://127.0.0.1:1/0", **more: Any) -> Settings:
-    """Settings with short time-outs; the input topics are those of the application alone."""
-    return parse(
-        {
-            "application": {"name": name, "instance": more.get("instance", "one")},
-            "kafka": {
-                "bootstrap_servers": bootstrap,
-                "session_timeout_s": 6,
-                "start_at": more.get("start_at", "earliest"),
-                "commit_timeout_s": more.get("commit_timeout_s", 20),
-                "leave_on_stop": more.get("leave_on_stop", False),
-                "client": more.get("client", "kafka-python"),
-            },
-            "topics": {"clickstream": f"{name}.clicks", "purchases": f"{name}.buys"},
-            "redis": {"url": url, "timeout_s": more.get("timeout_s", 1.0), "kind": more.get("kind", "server")},
-        }
-    )
-
-
-class OnServers:
-    """A `Cluster` on the session's servers, under an application of its own. Clients are made where asked for."""
-
-    def __init__(self, bootstrap: str = "", url: str = "", client: str = "kafka-python") -> None:
-        self.client = client
-        self.name = f"t-{uuid4().hex[:8]}"
-        self._to_close: list[Any] = []
-        self._bootstrap, self._url = bootstrap or "127.0.0.1:1", url or "redis://127.0.0.1:1/0"
-        self._producer: KafkaProducer | None = None
-        settings = self.settings()
-        self.inputs = settings.inputs
-        self.journal = settings.topic("journal")
-        if bootstrap:
-            with self.admin() as admin:
-                # The records bear times of years ago: under a broker's usual retention they go at its next check.
-                spec = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": {"retention.ms": "-1"}}
-                admin.create_topics(dict.fromkeys((*self.inputs, self.journal), spec))
-
-    def settings(self, instance: str = "one", **more: Any) -> Settings:
-        more = {"client": self.client} | more
-        return settings_of(self.name, self._bootstrap, self._url, instance=instance, **more)
-
-    def admin(self) -> KafkaAdminClient:
-        return KafkaAdminClient(bootstrap_servers=self._bootstrap)
-
-    def make_inputs(self, instance: str = "one", start_at: str = "earliest", **more: Any) -> KafkaInputs:
-        settings = self.settings(instance, start_at=start_at, **more)
-        return self._kept(clients(settings)[0](settings))
-
-    def make_outputs(self, name: str, inputs: Inputs | None, **more: Any) -> Outputs:
-        """A writer; one that knows no inputs asks nobody whether its token holds."""
-        settings = self.settings(**more)
-        holds = (inputs.holds,) if inputs is not None else ()
-        return self._kept(clients(settings)[1](settings, name, *holds))
-
-    def make_topic(self, name: str) -> Topic:
-        return self._kept(KafkaTopic(self.settings(), name))
-
-    def make_store(self) -> Store:
-        return self._kept(RedisStore(self.settings()))
-
-    def take_out(self, customer: str) -> None:
-        with redis.Redis.from_url(self._url) as client:
-            assert client.delete(f"{{{self.name}:p0}}:c:{customer}") == 1
-
-    def a_producer(self, transactional_id: str | None = None) -> KafkaProducer:
-        """A producer outside of our backends, ready to begin where it is transactional."""
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, transactional_id=transactional_id, linger_ms=5)
-        self._to_close.append(_Closing(lambda: producer.close(timeout=1)))
-        if transactional_id:
-            producer.init_transactions()
-        return producer
-
-    def produce(
-        self,
-        topic: str,
-        partition: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: tuple[tuple[str, bytes], ...] = (),
-    ) -> None:
-        if self._producer is None:
-            self._producer = self.a_producer()
-        self._producer.send(topic, value, key, list(headers), partition, NOW)
-
-    def flush(self) -> None:
-        if self._producer is not None:
-            self._producer.flush(timeout=20)
-
-    def remove_before(self, topic: str, partition: int, offset: int) -> None:
-        with self.admin() as admin:
-            admin.delete_records({TopicPartition(topic, partition): offset})
-
-    def close(self) -> None:
-        """Close what was made, last first; some of it a test has closed already."""
-        while self._to_close:
-            self._to_close.pop().close()
-
-    def _kept(self, made: Any) -> Any:
-        self._to_close.append(made)
-        return made
-
-
-class _Closing:
-    def __init__(self, close: Callable[[], None]) -> None:
-        self.close = close
-
-
-@pytest.fixture(params=["kafka-python", "librdkafka"])
-def client(request: pytest.FixtureRequest) -> str:
-    """What is true of one client is to be true of the other."""
-    return str(request.param)
-
-
-@pytest.fixture
-def on_kafka(kafka_bootstrap: str, client: str) -> Iterator[OnServers]:
-    made = OnServers(bootstrap=kafka_bootstrap, client=client)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def on_kafka_python(kafka_bootstrap: str) -> Iterator[OnServers]:
-    """For what only the default client does."""
-    made = OnServers(bootstrap=kafka_bootstrap)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def on_redis(redis_url: str) -> Iterator[OnServers]:
-    made = OnServers(url=redis_url)
-    yield made
-    made.close()
-
-
-class TestInputs(InputsContract):
-    @pytest.fixture
-    def cluster(self, on_kafka: OnServers) -> OnServers:
-        return on_kafka
-
-
-class TestOutputs(OutputsContract):
-    @pytest.fixture
-    def cluster(self, on_kafka: OnServers) -> OnServers:
-        return on_kafka
-
-
-class TestTopic(TopicContract):
-    @pytest.fixture
-    def cluster(self, on_kafka_python: OnServers) -> OnServers:
-        return on_kafka_python
-
-
-class TestStore(StoreContract):
-    @pytest.fixture
-    def cluster(self, on_redis: OnServers) -> OnServers:
-        return on_redis
 
 
 def member(on_kafka: OnServers, token: Token) -> ConsumerGroupMetadata:
@@ -907,160 +723,3 @@ def test_an_error_that_waiting_does_not_mend_says_what_to_do(error: type[Excepti
     ours = mapped(error(), "doing this")
     assert isinstance(ours, Misconfigured)
     assert named in str(ours)
-
-
-# Redis
-
-
-def test_a_row_of_a_newer_release_is_refused(on_redis: OnServers, redis_url: str) -> None:
-    store = on_redis.make_store()
-    apply(store, marker(1), {"a": 1, "b": 2})
-    with redis.Redis.from_url(redis_url) as client:
-        (key,) = client.keys("*:c:b")
-        row = client.get(key)
-        assert int.from_bytes(row[:2], "little") == SCHEMA
-        client.set(key, (SCHEMA + 1).to_bytes(2, "little") + row[2:])
-    assert list(store.load(0, ["a"])[1]) == ["a"]
-    with pytest.raises(NewerSchema, match=f"has schema {SCHEMA + 1}"):
-        store.load(0, ["a", "b"])
-    with pytest.raises(NewerSchema):
-        list(store.scan(0))
-
-
-def test_a_chunk_that_a_failover_took_away_is_missed_by_the_next_one(
-    on_redis: OnServers, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stream.backends.redis.CHUNK_CUSTOMERS", 2)
-    store = on_redis._kept(RedisStore(on_redis.settings()))
-    apply(store, marker(1), {"a": 1, "b": 2, "c": 3})
-    run_script = store._apply
-    calls = 0
-
-    def fails_over(keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """The replica that takes over has not heard of the first chunk."""
-        nonlocal calls
-        with redis.Redis.from_url(redis_url) as client:
-            saved = {key: client.dump(key) for key in client.keys("*}:*")}
-            answer = run_script(keys, arguments)
-            calls += 1
-            if calls == 1:
-                client.delete(*client.keys("*}:*"))
-                for key, value in saved.items():
-                    client.restore(key, 0, value)
-        return answer
-
-    monkeypatch.setattr(store, "_apply", fails_over)
-    with pytest.raises(TaskLost, match="is at tick 1"):
-        apply(store, marker(2), {"a": 4, "b": 5, "c": 6})
-    apply(store, marker(2), {"a": 4, "b": 5, "c": 6})
-    found, rows = store.load(0, ["a", "b", "c"])
-    assert found == marker(2)
-    assert [np.frombuffer(rows[name], ROW)["due"][0] for name in "abc"] == [4, 5, 6]
-
-
-def test_it_knows_the_tasks_of_its_application_only(on_redis: OnServers, redis_url: str) -> None:
-    mine = on_redis._kept(RedisStore(on_redis.settings()))
-    other = on_redis._kept(RedisStore(settings_of("other", url=redis_url)))
-    assert mine.tasks() == []
-    rows = np.empty(0, [("due", "i8")])
-    for task in (0, 11, 2):
-        mine.apply(task, 0, marker(1), [], rows, [])
-    other.apply(5, 0, marker(1), [], rows, [])
-    assert mine.tasks() == [0, 2, 11]
-    assert other.tasks() == [5]
-
-
-def test_every_key_of_a_task_shares_its_hash_tag(on_redis: OnServers, redis_url: str) -> None:
-    apply(on_redis.make_store(), marker(1), {"a": 1, "{b}": 2})
-    with redis.Redis.from_url(redis_url) as client:
-        keys = client.keys("*")
-    assert len(keys) == 4
-    assert all(key.startswith(b"{%s:p0}:" % on_redis.name.encode()) for key in keys)
-
-
-def test_a_redis_that_would_forget_customers_is_refused(on_redis: OnServers, redis_url: str) -> None:
-    store = on_redis._kept(RedisStore(on_redis.settings()))
-    store.check()
-    with redis.Redis.from_url(redis_url) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            with pytest.raises(Misconfigured, match="allkeys-lru"):
-                store.check()
-        finally:
-            client.config_set("maxmemory-policy", "noeviction")
-
-
-def every_call(store: Store) -> list[Callable[[], object]]:
-    return [
-        lambda: store.load(0, ["a"]),
-        lambda: apply(store, marker(2), {"a": 2}),
-        lambda: store.due(0, NOW, 10),
-        lambda: list(store.scan(0)),
-    ]
-
-
-@pytest.mark.parametrize("break_it", [RedisServer.pause, RedisServer.kill])
-def test_without_an_answer_every_call_says_unavailable_and_goes_on_once_it_is_back(
-    on_redis: OnServers, redis_server: RedisServer, break_it: Callable[[RedisServer], None]
-) -> None:
-    store = on_redis._kept(RedisStore(on_redis.settings(timeout_s=0.1)))
-    rows = apply(store, marker(1), {"a": 1})
-    break_it(redis_server)
-    try:
-        for call in every_call(store):
-            with pytest.raises(StoreUnavailable, match="Redis at redis://127"):
-                call()
-    finally:
-        redis_server.start()
-    found = store.load(0, ["a"])
-    assert found[0] in (marker(1), marker(2))  # a paused server may have read the tick and apply it when it wakes
-    apply(store, marker(2), {"a": 2})
-    assert (found[1]["a"] == rows[0].tobytes()) == (found[0] == marker(1))
-    assert store.due(0, NOW, 10) == ["a"]
-
-
-def test_a_call_without_an_answer_fails_after_the_time_out(on_redis: OnServers, redis_server: RedisServer) -> None:
-    store = on_redis._kept(RedisStore(on_redis.settings(timeout_s=0.3)))
-    store.load(0, ["a"])
-    redis_server.pause()
-    began = time.monotonic()
-    try:
-        with pytest.raises(StoreUnavailable):
-            store.load(0, ["a"])
-        took_s = time.monotonic() - began
-    finally:
-        redis_server.resume()
-    assert took_s < 1.0, "redis.timeout_s is 0.3 s"
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        f"redis://:{PASSWORD}@127.0.0.1:1/0",
-        f"redis://user:{PASSWORD}@127.0.0.1:1/0",
-        f"redis://127.0.0.1:1/0?password={PASSWORD}",
-        f"redis://:{PASSWORD}/{PASSWORD}@127.0.0.1:1/0",
-        f"redis://:{PASSWORD}#{PASSWORD}@127.0.0.1:1/0",
-        f"http://:{PASSWORD}@127.0.0.1/0",
-        f"redis://:12/{PASSWORD}@127.0.0.1:1/0",
-    ],
-)
-def test_no_error_shows_the_password(address: str) -> None:
-    with pytest.raises(DriftlineError) as caught:  # noqa: PT012  some addresses are refused when the store is made
-        store = RedisStore(settings_of("app", url=address, timeout_s=0.2))
-        try:
-            store.load(0, ["a"])
-        finally:
-            store.close()
-    assert PASSWORD not in str(caught.value)
-    assert PASSWORD not in repr(caught.value.__cause__)
-
-
-def test_a_wrong_password_is_a_misconfiguration_that_does_not_show_it(redis_url: str) -> None:
-    store = RedisStore(settings_of("app", url=redis_url.replace("redis://", f"redis://nobody:{PASSWORD}@")))
-    try:
-        with pytest.raises(Misconfigured, match=r"redis\.url") as caught:
-            store.load(0, ["a"])
-    finally:
-        store.close()
-    assert PASSWORD not in str(caught.value)
