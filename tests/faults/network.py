@@ -17,15 +17,21 @@ class Link:
     def __init__(self, loop: asyncio.AbstractEventLoop, target: int, address: str, port: int) -> None:
         self.address, self.port, self.target = address, port, target
         self._loop = loop
-        self._passes = asyncio.Event()
-        self._passes.set()
+        self._there, self._back = asyncio.Event(), asyncio.Event()
+        self._there.set()
+        self._back.set()
         self._refuses = False
         self._delay_s = 0.0
         self._writers: set[asyncio.StreamWriter] = set()
 
     def hold(self) -> None:
         """Nothing arrives any more, and nobody is told; what was sent arrives when the link passes on again."""
-        self._soon(self._passes.clear)
+        self._soon(self._there.clear)
+        self.hold_answers()
+
+    def hold_answers(self) -> None:
+        """What is asked arrives, and what is answered does not, until the link passes on again."""
+        self._soon(self._back.clear)
 
     def slow(self, delay_s: float) -> None:
         """Everything sent takes this much longer."""
@@ -50,7 +56,8 @@ class Link:
 
         def act() -> None:
             self._refuses, self._delay_s = False, 0.0
-            self._passes.set()
+            self._there.set()
+            self._back.set()
 
         self._soon(act)
 
@@ -58,23 +65,24 @@ class Link:
         await asyncio.start_server(self._connected, self.address, self.port)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._passes.wait()
+        await self._there.wait()
         with suppress(OSError):
             if not self._refuses:
                 far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
                 both = {writer, far_writer}
                 self._writers |= both
                 try:
-                    await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+                    there = self._pass(reader, far_writer, self._there)
+                    await asyncio.gather(there, self._pass(far_reader, writer, self._back))
                 finally:
                     self._writers -= both
                     far_writer.transport.abort()
         writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
-                await self._passes.wait()
+                await passes.wait()
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
                 writer.write(data)

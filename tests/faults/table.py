@@ -289,6 +289,19 @@ _broker_faults("group_coordinator", 3, _group_coordinator)
 _broker_faults("transaction_coordinator", 3, _transaction_coordinator)
 
 
+@fault(weight=1, needs="kafka", brokers=3)
+def two_brokers_frozen(round: "Round", draw: random.Random) -> Iterator[float]:
+    """The one that is left may accept nothing alone."""
+    lasts_s = draw.uniform(1, 9)
+    nodes = draw.sample(range(1, 4), 2)
+    round.note(f"brokers {nodes[0]} and {nodes[1]} frozen")
+    for node in nodes:
+        round.pair.brokers[node - 1].pause()
+    yield lasts_s
+    for node in nodes:
+        round.pair.brokers[node - 1].resume()
+
+
 @fault(weight=2, needs="kafka", brokers=3)
 def broker_cut_off_from_brokers(round: "Round", draw: random.Random) -> Iterator[float]:
     """It leads on for whom it still serves, and the other two choose anew."""
@@ -432,6 +445,19 @@ def _held_up(links: Sequence[Link], seconds: float) -> Iterator[float]:
     for link in links:
         link.hold()
     yield seconds
+    for link in links:
+        link.mend()
+
+
+@fault(weight=2)
+def answers_held_up(round: "Round", draw: random.Random) -> Iterator[float]:
+    """What a worker sends to one server arrives, and no answer does: it cannot know what was done."""
+    server, name, lasts_s = draw.choice(("kafka", "redis")), round.somebody(draw), draw.uniform(1, 9)
+    round.note(f"{name} hears nothing from {server}")
+    links = round.links(name, server)
+    for link in links:
+        link.hold_answers()
+    yield lasts_s
     for link in links:
         link.mend()
 

@@ -21,8 +21,8 @@ ONE, THREE = 1, 3
 IN_SUITE = [
     *((ONE, "kafka-python", number) for number in range(ROUNDS)),
     *((ONE, "librdkafka", number) for number in range(3)),
-    (THREE, "kafka-python", 0),  # the group's coordinator is killed while a worker is frozen in its transaction
-    (THREE, "librdkafka", 3),  # the transactions' coordinator is frozen
+    (THREE, "kafka-python", 0),  # the group's coordinator is frozen while a worker is frozen in its transaction
+    (THREE, "librdkafka", 16),  # the transactions' coordinator is killed
 ]
 
 
