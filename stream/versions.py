@@ -23,7 +23,8 @@ class Versions:
         self._topic = topic
         self._position = 0
         self._parts: dict[int, dict[int, bytes]] = {}
-        self._latest: bytes | None = None
+        self._latest: tuple[int, bytes] | None = None
+        self._deleted: dict[int, int] = {}
         self.newest: Version | None = None
         self.published_ms: dict[int, int] = {}
         self.chunks: dict[int, list[bytes]] = {}
@@ -33,7 +34,7 @@ class Versions:
         """Read what is new; returns the newest whole version, None while there is none."""
         self.follow()
         if self._latest is not None:  # kept until it is decoded: a read that fails half-way is tried again
-            self.newest, self._latest = from_bytes(self._latest), None
+            self.newest, self._latest = from_bytes(self._latest[1]), None
         return self.newest
 
     def follow(self) -> None:
@@ -46,12 +47,31 @@ class Versions:
                     self.configs[key.removeprefix(CONFIG_KEY)] = record.value
             for number, record in _of_versions(records):
                 if record.value is None:
-                    self.published_ms.pop(number, None)
-                    self.chunks.pop(number, None)
-                    continue
-                self.chunks.setdefault(number, []).append(record.key or b"")
-                self.published_ms[number] = record.timestamp_ms
-                self._latest = _joined(self._parts, number, record) or self._latest
+                    if self._delete(number, record.offset):
+                        break
+                elif record.offset >= self._deleted.get(number, 0):
+                    self.chunks.setdefault(number, []).append(record.key or b"")
+                    self.published_ms[number] = record.timestamp_ms
+                    whole = _joined(self._parts, number, record)
+                    self._latest = self._latest if whole is None else (number, whole)
+
+    def _delete(self, number: int, offset: int) -> bool:
+        """Forget a version; returns whether the topic is to be read anew, for the one before it.
+
+        The newest is deleted by operators alone, because nobody can read it.
+        """
+        for kept in (self._parts, self.published_ms, self.chunks):
+            kept.pop(number, None)
+        if self._latest is None or self._latest[0] != number:
+            return False
+        self._latest = None
+        if self.newest is not None:
+            return False
+        self._deleted[number] = offset
+        self._position = 0
+        for kept in (self._parts, self.published_ms, self.chunks):
+            kept.clear()
+        return True
 
     def read(self, numbers: Sequence[int]) -> dict[int, Version]:
         """Versions by number, for running old ticks again; those that are gone are left out."""

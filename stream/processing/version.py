@@ -115,7 +115,8 @@ def _restored(data: bytes) -> Version:
     # The release before seals its arrays alone.
     if _digest(arrays) != header["sha256"] or _seal(whole, arrays) != header.get("header_sha256", _seal(whole, arrays)):
         raise Damaged(
-            f"model version {str(header['version'])[:40]} does not match its sha256; delete that key from the topic"
+            f"model version {str(header['version'])[:40]} does not match its sha256; delete it: see "
+            '"Damaged records" in docs/runbook.md'
         )
     return Version(
         header["version"],

@@ -16,13 +16,14 @@ from stream.backends.memory import (
     MemoryStore,
     MemoryTopic,
 )
-from stream.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
+from stream.errors import BrokerUnavailable, Damaged, Misconfigured, StoreUnavailable
 from stream.events import Record
 from stream.metrics import Metrics
 from stream.ports import Clock, Committed, Outgoing
 from stream.processing.customer import ROW
 from stream.processing.journal import decode
 from stream.processing.names import ANOMALY_FEATURES
+from stream.processing.version import to_bytes
 from stream.recovery import Recovery
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
@@ -373,6 +374,36 @@ def test_a_version_larger_than_a_record_is_put_together_again(monkeypatch: pytes
     versions.refresh()
     assert len(versions.chunks[site.worker.version.number]) > 1
     assert list(versions.read([site.worker.version.number])) == [site.worker.version.number]
+
+
+@pytest.mark.parametrize("published_after", [False, True])
+def test_a_damaged_version_that_was_deleted_as_its_error_says_holds_nobody_up(published_after: bool) -> None:
+    site = Site(reference_events=100, publish_min_events=100)
+    for number in range(300):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + number)
+        if number % 30 == 29:
+            site.run(4)
+    topic, good = site.settings.topic("models"), site.worker.version
+    key = b"version/%08d" % (good.number + 1)
+    whole = to_bytes(replace(good, number=good.number + 1), {})
+    for place, part in enumerate((whole[:-1], b"?")):
+        header = (("driftline-chunk", b"%d/2" % place),)
+        site.cluster.produce(Outgoing(topic, 0, key + b"/%d" % place, part, header), NOW_MS)
+    with pytest.raises(Damaged, match="Damaged records"):
+        Versions(site.models).refresh()
+    site.cluster.produce(Outgoing(topic, 0, key + b"/0", None), NOW_MS)
+    if published_after:
+        site.cluster.produce(Outgoing(topic, 0, key, whole), NOW_MS)
+    versions = Versions(site.models)
+    newest = versions.refresh()
+    assert newest is not None
+    assert newest.number == good.number + published_after
+    assert versions.chunks.get(good.number + 1, []) == [key] * published_after
+    site.start()
+    for number in range(300):
+        site.send("clickstream", f"c-{number % 40}", NOW_MS + 1_000 + number)
+    site.run(40)
+    assert site.worker.version.number > newest.number
 
 
 def test_a_worker_that_is_not_ready_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
