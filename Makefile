@@ -71,6 +71,7 @@ bench-models: $(READY)  ## the models' tables; DATA=labelled anomaly sets (.npz,
 	$(RUN) benchmarks.models_anomaly speed
 	$(RUN) benchmarks.models_anomaly quality $(DATA)
 	$(RUN) benchmarks.models_anomaly calibration $(DATA)
+	$(if $(wildcard $(DATA)/.),$(RUN) benchmarks.models_anomaly drift $(DATA))
 	$(RUN) benchmarks.models_segments quality $(CDNOW)
 	$(RUN) benchmarks.models_segments speed
 	$(RUN) benchmarks.models_segments refit

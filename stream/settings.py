@@ -93,7 +93,7 @@ class Kafka(Section):
     client: Literal["kafka-python", "librdkafka"] = Field(
         "kafka-python",
         description="what a worker reads its inputs and commits with; librdkafka takes less CPU and needs "
-        "`pip install driftline[librdkafka]`",
+        "`pip install '.[librdkafka]'`",
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to talk to the brokers"
@@ -119,7 +119,12 @@ class Kafka(Section):
     )
     session_timeout_s: float = Field(10.0, ge=6, le=300, description="a worker silent for this long loses its tasks, s")
     transaction_timeout_s: float = Field(10.0, ge=1, le=60, description="an open transaction is aborted after, s")
-    commit_timeout_s: float = Field(20.0, ge=2, le=40, description="watchdog: a commit without answer is abandoned, s")
+    commit_timeout_s: float = Field(
+        20.0,
+        ge=2,
+        le=40,
+        description="watchdog: a commit without answer is abandoned, s; on librdkafka 3 s after its connection failed",
+    )
     leave_on_stop: bool = Field(
         False,
         description="a worker that is stopped gives up its tasks at once: for workers that do not come back under the "
@@ -218,7 +223,10 @@ class Models(Section):
     horizon_days: float = Field(28.0, ge=1, le=365, description="churn = no order within this many days")
     segments: int = Field(6, ge=2, le=20, description="number of segments")
     reference_events: int = Field(
-        1_000, ge=100, le=20_000, description="events before anomalies are scored: the first reference"
+        1_000,
+        ge=100,
+        le=20_000,
+        description="events of the first reference; anomalies are scored from the model version on that has it",
     )
     first_customers: int = Field(300, ge=50, le=2_000, description="customers with orders before segments are formed")
     min_labels: int = Field(50, ge=20, description="matured examples before churn risk is alerted")

@@ -110,8 +110,8 @@ def clients(settings: Settings) -> tuple[Any, Any]:
         return KafkaInputs, KafkaOutputs
     if find_spec("confluent_kafka") is None:
         raise Misconfigured(
-            "kafka.client is librdkafka, and its package is not installed; run `pip install driftline[librdkafka]`, or "
-            "set kafka.client to kafka-python"
+            "kafka.client is librdkafka, and its package is not installed; run `pip install '.[librdkafka]'` where "
+            "Driftline's source is, or set kafka.client to kafka-python"
         )
     from stream.backends.librdkafka import LibrdkafkaInputs, LibrdkafkaOutputs
 

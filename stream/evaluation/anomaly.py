@@ -30,7 +30,7 @@ from stream.settings import Settings
 
 ONE_IN = (100, 1_000)
 OURS = "Driftline: ReferenceForest"
-INSTALL = "needs scikit-learn: pip install 'driftline[evaluate]'"
+INSTALL = "needs scikit-learn: pip install '.[evaluate]' where Driftline's source is"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -135,7 +135,8 @@ def rivals_of(paths: Sequence[str]) -> dict[str, Any]:
     }
     if importlib.util.find_spec("sklearn") is None:
         raise SettingsError(
-            "the batch methods need scikit-learn: pip install 'driftline[evaluate]', or --ours without them"
+            "the batch methods need scikit-learn: pip install '.[evaluate]' where Driftline's source is, or --ours "
+            "without them"
         )
     found |= {"batch logistic regression": Batch(_logistic), "batch gradient boosting": Batch(_boosting)}
     found |= {name: Online(path) for name, path in RIVER.items()}

@@ -18,7 +18,7 @@ Labels = NDArray[np.int64]
 
 STARTS = 10
 """Starts of a batch run, of which the best counts."""
-INSTALL = "pip install 'driftline[evaluate]'"
+INSTALL = "pip install '.[evaluate]' where Driftline's source is"
 
 
 class Cut(NamedTuple):

@@ -171,7 +171,7 @@ def test_the_row_of_a_method_that_is_not_installed_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
     found = evaluated(capfd, "--events", npz)
     assert [result["missing"] for result in found["results"] if "missing" in result] == [
-        "needs scikit-learn: pip install 'driftline[evaluate]'"
+        "needs scikit-learn: pip install '.[evaluate]' where Driftline's source is"
     ]
 
 

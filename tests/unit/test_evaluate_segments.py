@@ -101,8 +101,10 @@ def test_without_scikit_learn_our_own_batch_run_stands_in_and_the_table_says_so(
 
     monkeypatch.setattr(clusterings.importlib, "import_module", missing)
     found = evaluated(shop, capsys)
-    assert "pip install 'driftline[evaluate]'" in found["batch"]
-    assert found["missing"] == ["scikit-learn: MiniBatchKMeans (to compare: pip install 'driftline[evaluate]')"]
+    assert "pip install '.[evaluate]' where Driftline's source is" in found["batch"]
+    assert found["missing"] == [
+        "scikit-learn: MiniBatchKMeans (to compare: pip install '.[evaluate]' where Driftline's source is)"
+    ]
     assert found["batch_agreement"] > 0.8
 
 

@@ -298,5 +298,5 @@ def test_a_client_that_is_not_installed_is_named_with_the_command_that_installs_
     settings = parse({"kafka": {"client": "librdkafka"}})
     assert [made.__name__ for made in run.clients(settings)] == ["LibrdkafkaInputs", "LibrdkafkaOutputs"]
     monkeypatch.setattr(run, "find_spec", lambda _: None)
-    with pytest.raises(Misconfigured, match=r"pip install driftline\[librdkafka\]"):
+    with pytest.raises(Misconfigured, match=r"pip install .\.\[librdkafka\]"):
         run.clients(settings)

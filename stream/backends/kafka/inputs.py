@@ -83,7 +83,8 @@ class CommittedOffsets:
                 raise
             raise TransactionOpen(
                 f"task {task}: a transaction of the worker that had it before is still open; it ends when that worker "
-                "comes back under its application.instance, or kafka.transaction_timeout_s after it began"
+                "comes back under its application.instance, or kafka.transaction_timeout_s after it began. "
+                'Where it lasts, see "Stuck transaction" in docs/runbook.md'
             ) from error
         return stamped(self._group, task, {place.topic: answer.get(place) for place in places})
 

@@ -326,7 +326,7 @@ def generation_of(member: bytes) -> int:
     """The generation in a consumer's group metadata as librdkafka writes them (`CGMDv2`): after seven bytes of name."""
     name, generation = struct.unpack_from("=7si", member)
     if name != b"CGMDv2:":
-        raise Misconfigured(f"confluent-kafka writes group metadata as {name!r}: `pip install driftline[librdkafka]`")
+        raise Misconfigured(f"confluent-kafka writes group metadata as {name!r}: `pip install '.[librdkafka]'`")
     return int(generation)
 
 
