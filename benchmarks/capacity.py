@@ -27,7 +27,7 @@ TASK_BYTES = 27e6
 """What a task holds of one input topic while it waits for the other: twice `tick.max_events`, and a poll."""
 WORKER_BYTES = 0.75e9
 """What a worker holds besides: Python, compiled loops, models, the clients' buffers when there is a backlog."""
-JOURNAL_BYTES = (316, 860)
+JOURNAL_BYTES = (280, 860)
 """An event's in the journal before compression: of a busy shop, whose customers come with several events in a tick, and
 at the most, where each comes with one."""
 COMPRESSED = 0.2

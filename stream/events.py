@@ -212,6 +212,7 @@ def decode(record: Record, rules: EventRules) -> Event:
             properties, "orderId", "properties."
         )
         amount = _amount(properties, products, rules)
+    items, categories = _contents(properties, products)
     message_id = _identifier(body, "messageId")
     return _make_event(
         (
@@ -225,8 +226,8 @@ def decode(record: Record, rules: EventRules) -> Event:
             clamped,
             fingerprint(order_id) if order_id else 0,
             amount,
-            _items(products),
-            _categories(properties, products),
+            items,
+            categories,
             bool(record.headers) and any(name == HISTORY_HEADER for name, _ in record.headers),
         )
     )
@@ -344,7 +345,7 @@ def _instant(body: Mapping[str, Any], name: str) -> int | None:
                 pass
             else:
                 since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH
-                return since.days * DAY_MS + since.seconds * 1000 + round(since.microseconds / 1000)
+                return since.days * DAY_MS + since.seconds * 1000 + (since.microseconds + 500) // 1000
     elif (type(value) is int or (type(value) is float and value.is_integer())) and abs(value) < 10**15:
         return int(value)
     raise InvalidEvent(
@@ -405,20 +406,18 @@ def _amount_of(product: Mapping[str, Any]) -> float:
     return quantity if quantity is not None and 0 <= quantity < MAX_MINOR / 1000 else 1.0
 
 
-def _items(products: list[dict[str, Any]]) -> int:
-    """Pieces. A quantity of thousands is a weight or a volume in small units (thousandths of a gallon of petrol)."""
+def _contents(properties: Mapping[str, Any], products: list[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
+    """Pieces, and categories, each once.
+
+    A quantity of thousands is a weight or a volume in small units (thousandths of a gallon of petrol).
+    """
     items = 0
-    for product in products:
+    found: dict[str, None] = {}
+    for product in products or (properties,):
         quantity = product.get("quantity")
         pieces = quantity if quantity is None or type(quantity) is int else _number(quantity)
         items += int(pieces) if pieces is not None and 1 <= pieces < 1_000 else 1
-    return items
-
-
-def _categories(properties: Mapping[str, Any], products: list[dict[str, Any]]) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    for product in products or (properties,):
         name = product.get("category")
         if type(name) is str and name:
             found[name[:MAX_NAME_CHARS]] = None
-    return tuple(found)
+    return items if products else 0, tuple(found)

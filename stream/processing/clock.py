@@ -75,14 +75,16 @@ def take(
             break
         buffer = buffers[topic]
         outcome = buffer[0].outcome
-        if isinstance(outcome, Event):
-            parts = forgetting or history not in (None, outcome.history)
+        if type(outcome) is Event:
+            parts = forgetting or (history is not None and history != outcome.history)
         else:
             parts = forgetting and not isinstance(outcome, Forget)
         if taken and (parts or (until_ms is not None and time_ms > until_ms)):
             break
-        history = outcome.history if isinstance(outcome, Event) else history
-        forgetting = isinstance(outcome, Forget)
+        if type(outcome) is Event:
+            history, forgetting = outcome.history, False
+        else:
+            forgetting = isinstance(outcome, Forget)
         taken.append(buffer.popleft())
         if buffer:
             heapreplace(heads, (buffer[0].time_ms, topic))

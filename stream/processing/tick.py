@@ -101,7 +101,7 @@ CODE = code_hash()
 
 def touched(decoded: Sequence[Decoded], wakes: Sequence[str]) -> list[str]:
     """The customers whose rows a tick needs, in the order in which it meets them."""
-    seen = dict.fromkeys(one.outcome.customer for one in decoded if not isinstance(one.outcome, InvalidEvent))
+    seen = dict.fromkeys([outcome.customer for _, outcome, _ in decoded if not isinstance(outcome, InvalidEvent)])
     seen.update(dict.fromkeys(wakes))
     return list(seen)
 
@@ -292,7 +292,10 @@ def _take_in(tick: TickInput, customers: Sequence[str], after: Rows, rules: Rule
     records: list[Record] = []
     accepted = _count(events, records, index, after, rules, counts)
     for record, outcome, _ in tick.decoded:
-        if isinstance(outcome, InvalidEvent):
+        if type(outcome) is Event and (not astray or outcome.customer not in astray):  # nearly all of them
+            events.append(outcome)
+            records.append(record)
+        elif isinstance(outcome, InvalidEvent):
             dead.append(DeadLetter(record, outcome.reason, outcome.detail))
         elif outcome.customer in astray:
             dead.append(
@@ -304,9 +307,6 @@ def _take_in(tick: TickInput, customers: Sequence[str], after: Rows, rules: Rule
                     outcome.customer,
                 )
             )
-        elif isinstance(outcome, Event):
-            events.append(outcome)
-            records.append(record)
         else:
             accepted = accepted.then(_count(events, records, index, after, rules, counts))
             events, records = [], []
