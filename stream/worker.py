@@ -45,6 +45,9 @@ CHECK_STORE_S = 5.0
 STEP_EVENTS = 200
 """For so many events of a turn the trainer takes one more step: full ticks do not outrun it, small ones do not wait."""
 TRAIN_RETRY_S = 2.0
+TURN_TICKS = 4
+"""So many full ticks a turn, however many tasks are behind: what is written in one transaction has a bound, and a new
+model version does not wait for long."""
 
 
 @dataclass(slots=True)
@@ -293,18 +296,24 @@ class Worker:
         self._config_kept = self._write([text], (), list(self._tasks.values())) is not None
 
     def _prepare(self) -> list[Prepared]:
-        prepared = []
-        for task in self._tasks.values():
-            if task.recovery is None:
-                try:
-                    one = self._run(task)
-                except TaskLost as error:
-                    if isinstance(error, RowsLost):
-                        self._ports.store.discard(task.number)
-                    self._lose([task], "store", error)
-                    continue
-                if one is not None:
-                    prepared.append(one)
+        prepared: list[Prepared] = []
+        room = TURN_TICKS * self._settings.tick.max_events
+        for task in [task for task in self._tasks.values() if task.recovery is None]:
+            if room <= 0:
+                for one in prepared:  # the others come first in the next turn
+                    self._tasks[one.task.number] = self._tasks.pop(one.task.number)
+                break
+            try:
+                tick = self._run(task)
+            except TaskLost as error:
+                if isinstance(error, RowsLost):
+                    self._ports.store.discard(task.number)
+                self._lose([task], "store", error)
+                continue
+            if tick is not None:
+                prepared.append(tick)
+                entry = tick.result.entry
+                room -= len(entry.features) + len(entry.wakes) + len(tick.result.dead_letters)
         return prepared
 
     def _run(self, task: Task) -> Prepared | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import orjson
@@ -28,7 +29,7 @@ from stream.recovery import Recovery
 from stream.settings import Settings, parse
 from stream.trainer import Trainer
 from stream.versions import Versions
-from stream.worker import Ports, Worker
+from stream.worker import TURN_TICKS, Ports, Worker
 from tests.builders import shop
 
 NOW_MS = 1_790_000_000_000
@@ -261,6 +262,23 @@ def test_what_waits_for_a_restarted_worker_is_told_before_its_trainer_takes_over
         worker.turn()
     site.run(1)
     assert worker._trainer._outputs is not None
+
+
+def test_of_many_tasks_that_are_behind_a_turn_takes_a_few_and_the_next_one_those_that_waited() -> None:
+    site, tasks = Site(), 11
+    settings = parse({"tick": {"idle_after_s": 0, "max_events": 10}, "kafka": {"start_at": "earliest"}})
+    site.cluster = MemoryCluster(settings.inputs, tasks)
+    site.journal = MemoryTopic(site.cluster, settings.topic("journal"))
+    site.models = Flaky(site.cluster, settings.topic("models"), partitions=1)
+    for number in range(2_000):
+        body = orjson.dumps({"event": "Product Viewed", "userId": f"c-{number % 300}", "timestamp": NOW_MS - DAY_MS})
+        site.cluster.produce(Outgoing("clickstream", None, b"c-%d" % (number % 300), body), NOW_MS - DAY_MS)
+    worker, seqs = site.start(settings), [[0] * tasks]
+    while max(seqs[-1]) < 8:  # nobody has come to the end
+        worker.turn()
+        seqs.append([worker._tasks[task].state.seq if task in worker._tasks else 0 for task in range(tasks)])
+    assert max(sum(after) - sum(before) for before, after in pairwise(seqs)) == TURN_TICKS
+    assert max(max(at) - min(at) for at in seqs) == 1
 
 
 def test_a_trainer_keeps_up_with_full_ticks_however_many_steps_its_versions_take() -> None:
