@@ -32,6 +32,8 @@ PARTITIONS = 16
 """A worker."""
 SESSION_S = 60.0
 """Longer than the frozen workers are fed."""
+BUSY = 0.9
+"""Of the events: until so many are counted all workers have work."""
 PAUSE_S = 12.0
 """Between two disturbances of a hand-over; longer than a session's time-out."""
 LAG_S = 40.0
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def workers(site: tuple[str, str], events: int) -> list[dict[str, Any]]:
-    """CPU per event of 1, 2 and 4 workers that are busy, the trainer included; how long versions differ."""
+    """CPU per event of 1, 2 and 4 workers that are busy, and of learning; how long versions differ."""
     rows = []
     for count in (1, 2, 4):
         with fleet(site, PARTITIONS * count, SESSION_S) as one:
@@ -73,15 +75,18 @@ def workers(site: tuple[str, str], events: int) -> list[dict[str, Any]]:
                 one.start(name)
             one.wait_until_ready()
             records = clicks(events * count)
-            before = one.total("process_cpu_seconds_total")
+            before = _spent(one)
             with one.frozen():  # fed beside them, two cores would keep four workers waiting, and small ticks cost more
                 one.feed(records)
             seen, stop = defaultdict(dict), Flag()
             watch = Thread(target=_watch, args=(one, seen, stop))
             watch.start()
+            # Not to the end: who is through, and who has stood still the longest, would be counted while they wait.
+            one.wait_for_events(round(BUSY * len(records)))
+            spent, counted = _spent(one) - before, one.total("driftline_events_total")
             one.wait_for_events(len(records))
             one.wait_for_events(len(records), "driftline_learned_total/events")
-            spent = one.total("process_cpu_seconds_total") - before
+            learned = one.total("driftline_phase_cpu_seconds_total/train")
             stop.set()
             watch.join()
             spread = [max(at.values()) - min(at.values()) for at in seen.values() if len(at) == count]
@@ -89,7 +94,8 @@ def workers(site: tuple[str, str], events: int) -> list[dict[str, Any]]:
                 {
                     "workers": count,
                     "tasks": [int(one.samples(name)["driftline_tasks/ready"]) for name in names],
-                    "cpu_us": spent / len(records) * 1e6,
+                    "cpu_us": spent / counted * 1e6,
+                    "learning_us": learned / len(records) * 1e6,
                     "events_per_tick": len(records) / one.total("driftline_ticks_total"),
                     "ticks_per_turn": one.total("driftline_ticks_total") / one.total("driftline_tick_seconds_count"),
                     "trainers": int(one.total("driftline_trainer_active")),
@@ -103,13 +109,23 @@ def workers(site: tuple[str, str], events: int) -> list[dict[str, Any]]:
             console.print(rows[-1])
     _print(
         f"{events:,} events a worker, {PARTITIONS} partitions each",
-        ("workers", "tasks each", "µs an event", "of one worker's", "events a tick", "trainers", "versions apart, s"),
+        (
+            "workers",
+            "tasks each",
+            "µs an event",
+            "of one's",
+            "to learn",
+            "events a tick",
+            "trainers",
+            "versions apart, s",
+        ),
         [
             (
                 row["workers"],
                 " ".join(map(str, row["tasks"])),
                 f"{row['cpu_us']:.1f}",
                 f"{row['cpu_us'] / rows[0]['cpu_us']:.2f}",
+                f"{row['learning_us']:.1f}",
                 f"{row['events_per_tick']:,.0f}",
                 row["trainers"],
                 f"{row['version_spread_s']:.1f}",
@@ -118,6 +134,11 @@ def workers(site: tuple[str, str], events: int) -> list[dict[str, Any]]:
         ],
     )
     return rows
+
+
+def _spent(one: Fleet) -> float:
+    """CPU of all workers, but for what is learned: one does that for all, and later than the others count."""
+    return one.total("process_cpu_seconds_total") - one.total("driftline_phase_cpu_seconds_total/train")
 
 
 def _watch(one: Fleet, seen: dict[int, dict[str, float]], stop: Flag) -> None:

@@ -20,6 +20,8 @@ FILL_ATTEMPTS = 500
 BUFFERED_BYTES = 8_000_000
 FETCHED_BYTES = 4_000_000
 """At most of one partition at a time: several ticks of the journal, or whoever reads it falls behind its writer."""
+WAIT_MS = 50
+"""At most, of a fetch that finds nothing: what is asked meanwhile, such as where a partition ends, waits behind it."""
 RESTS_AFTER_S = 5.0
 """Of a partition that nobody has read for this long nothing more is fetched."""
 
@@ -45,6 +47,7 @@ class KafkaTopic:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 max_poll_records=100,
+                fetch_max_wait_ms=WAIT_MS,
                 max_partition_fetch_bytes=FETCHED_BYTES,
                 request_timeout_ms=REQUEST_TIMEOUT_MS + 5_000,
             )
