@@ -22,6 +22,8 @@ FETCHED_BYTES = 4_000_000
 """At most of one partition at a time: several ticks of the journal, or whoever reads it falls behind its writer."""
 WAIT_MS = 50
 """At most, of a fetch that finds nothing: what is asked meanwhile, such as where a partition ends, waits behind it."""
+LOOK_S = 0.01
+"""What has arrived is looked for once in this time, however many partitions are read."""
 RESTS_AFTER_S = 5.0
 """Of a partition that nobody has read for this long nothing more is fetched."""
 
@@ -71,6 +73,7 @@ class KafkaTopic:
         self._reading_on: dict[int, tuple[int, int]] = {}
         self._sure_until: dict[int, int] = {}
         self._read_at: dict[int, float] = {}
+        self._looked_at = 0.0
 
     END = -1
     """As `start` of a read: what comes from now on."""
@@ -90,7 +93,9 @@ class KafkaTopic:
         buffer = self._buffers[partition]
         for _ in range(FILL_ATTEMPTS):
             sure = self._position(partition) >= self._sure_until[partition]
-            if buffer or (not self._fill(0 if sure else FILL_MS) and not buffer and sure):
+            if buffer or (sure and time.monotonic() - self._looked_at < LOOK_S):
+                break
+            if not self._fill(0 if sure else FILL_MS) and not buffer and sure:
                 break
         else:
             raise BrokerUnavailable(f"reading {self._name}-{partition}: no answer; is its leader up?")
@@ -152,6 +157,7 @@ class KafkaTopic:
 
     def _fill(self, timeout_ms: int) -> bool:
         self._hold_back()
+        self._looked_at = time.monotonic()
         with mapping(f"reading {self._name}"):
             try:
                 batches = self._consumer.poll(timeout_ms=timeout_ms)
