@@ -40,7 +40,6 @@ MAX_NAME_CHARS = 200
 MAX_PRODUCTS = 1_000
 MAX_MINOR = 10**15
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DAY_MS = 86_400_000
 EARLIEST_MS = 631_152_000_000  # 1990-01-01: earlier times are unset clocks, not shops
 LATEST_MS = 4_102_444_800_000  # 2100-01-01: later ones are in another unit than milliseconds
 
@@ -345,7 +344,7 @@ def _instant(body: Mapping[str, Any], name: str) -> int | None:
                 pass
             else:
                 since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH
-                return since.days * DAY_MS + since.seconds * 1000 + (since.microseconds + 500) // 1000
+                return (since.days * 86_400 + since.seconds) * 1000 + (since.microseconds + 500) // 1000
     elif (type(value) is int or (type(value) is float and value.is_integer())) and abs(value) < 10**15:
         return int(value)
     raise InvalidEvent(

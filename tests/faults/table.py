@@ -441,9 +441,9 @@ def _held(round: "Round", draw: random.Random, server: str, seconds: float) -> I
     yield from _held_up(round.links(name, server), seconds)
 
 
-def _held_up(links: Sequence[Link], seconds: float) -> Iterator[float]:
+def _held_up(links: Sequence[Link], seconds: float, hold: Callable[[Link], None] = Link.hold) -> Iterator[float]:
     for link in links:
-        link.hold()
+        hold(link)
     yield seconds
     for link in links:
         link.mend()
@@ -454,12 +454,7 @@ def answers_held_up(round: "Round", draw: random.Random) -> Iterator[float]:
     """What a worker sends to one server arrives, and no answer does: it cannot know what was done."""
     server, name, lasts_s = draw.choice(("kafka", "redis")), round.somebody(draw), draw.uniform(1, 9)
     round.note(f"{name} hears nothing from {server}")
-    links = round.links(name, server)
-    for link in links:
-        link.hold_answers()
-    yield lasts_s
-    for link in links:
-        link.mend()
+    yield from _held_up(round.links(name, server), lasts_s, Link.hold_answers)
 
 
 @fault(weight=1)
